@@ -1,0 +1,42 @@
+"""MiLoRA (arXiv 2406.09044): low-rank fine-tuning that starts from the minor singular components of each weight."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from milora.method.adapter import InitializationReport as InitializationReport
+    from milora.method.adapter import LayerReport as LayerReport
+    from milora.method.adapter import get_milora_state_dict as get_milora_state_dict
+    from milora.method.adapter import initialize_lora_milora_weights as initialize_lora_milora_weights
+    from milora.method.checkpoint import load_milora as load_milora
+    from milora.method.errors import MiloraError as MiloraError
+    from milora.method.export import ExportReport as ExportReport
+    from milora.method.export import MiLoraCallback as MiLoraCallback
+    from milora.method.export import save_milora_as_lora as save_milora_as_lora
+    from milora.method.spectrum import Factors as Factors
+    from milora.method.spectrum import decompose_weight as decompose_weight
+
+__version__ = version("milora")
+
+_HOME = {
+    "Factors": "spectrum",
+    "decompose_weight": "spectrum",
+    "InitializationReport": "adapter",
+    "LayerReport": "adapter",
+    "initialize_lora_milora_weights": "adapter",
+    "get_milora_state_dict": "adapter",
+    "load_milora": "checkpoint",
+    "ExportReport": "export",
+    "MiLoraCallback": "export",
+    "save_milora_as_lora": "export",
+    "MiloraError": "errors",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"milora.method.{_HOME[name]}"), name)

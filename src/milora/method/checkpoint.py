@@ -1,0 +1,79 @@
+"""A saved MiLoRA adapter → a PeftModel."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from milora.method.adapter import mark_adapter
+from milora.method.errors import MiloraError
+from milora.method.layers import (
+    MARK,
+    check_adapter,
+    check_base,
+    check_residual,
+    linear_layers,
+    tied_weights,
+)
+from milora.method.variant import INITIAL_A, INITIAL_B, Base, attach_factors
+
+
+def load_milora(
+    base_model: PreTrainedModel | PeftModel,
+    path: str | Path,
+    *,
+    adapter_name: str = "default",
+    base: Base = "intact",
+    is_trainable: bool = False,
+) -> PeftModel:
+    """Load an adapter that `save_pretrained` or a trainer's checkpoint wrote onto the base it was made from.
+
+    Args:
+        base_model: the untouched base, or a PeftModel that gets one adapter more.
+        path: a folder, or the name of a hub repository.
+        base: "residual" replaces W by W − s·B₀A₀ again, to continue such a run bit by bit; see
+            `initialize_lora_milora_weights`.
+        is_trainable: False puts the model in eval mode with frozen adapters, as in PEFT.
+
+    Raises:
+        MiloraError: the path holds no MiLoRA adapter in safetensors, or the adapter is of another base.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        folder = Path(snapshot_download(str(path), allow_patterns=["adapter_*"]))
+    weights_file = folder / SAFETENSORS_WEIGHTS_NAME
+    if not weights_file.is_file():
+        raise MiloraError(f"{path} holds no {SAFETENSORS_WEIGHTS_NAME}", "name a folder that save_pretrained wrote")
+    config = LoraConfig.from_pretrained(str(folder))
+    if config.init_lora_weights != MARK:
+        raise MiloraError(f"{path} is an ordinary adapter", "load it with PeftModel.from_pretrained")
+    state = load_file(weights_file)
+    config.init_lora_weights = True
+    config.inference_mode = not is_trainable
+    if isinstance(base_model, PeftModel):
+        model = base_model
+        model.add_adapter(adapter_name, config)
+        model.set_adapter(adapter_name)
+    else:
+        model = get_peft_model(base_model, config, adapter_name)
+
+    layers, tied = linear_layers(model, adapter_name), tied_weights(model)
+    check_adapter(model, adapter_name, layers)
+    if base == "residual":
+        check_residual(layers, tied)
+    initial = {}
+    for name, layer in layers.items():
+        try:
+            initial[name] = state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
+        except KeyError as error:
+            raise MiloraError(f"{path} lacks {error}", "the file is not whole; save the adapter again") from error
+        check_base(name, layer, *initial[name])
+    for name, layer in layers.items():
+        is_tied = id(layer.get_base_layer().weight) in tied
+        attach_factors(layer, adapter_name, *initial[name], base=base, tied=is_tied)
+    mark_adapter(model, adapter_name)
+    set_peft_model_state_dict(model, state, adapter_name)
+    return model if is_trainable else model.eval()

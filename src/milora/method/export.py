@@ -1,0 +1,142 @@
+"""A trained adapter → what the rest of the world loads: an ordinary LoRA, or a residual model with its adapter."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from milora.method.errors import MiloraError
+from milora.method.layers import milora_layers
+from milora.method.variant import INITIAL_A, INITIAL_B, update_factors
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """Where the LoRA was written, its rank, and by layer the part of ΔW it lost, ‖ΔW − ΔW_rank‖/‖ΔW‖ (Frobenius)."""
+
+    path: Path
+    rank: int
+    errors: dict[str, float]
+
+    @property
+    def largest_error(self) -> float:
+        return max(self.errors.values())
+
+
+def save_milora_as_lora(
+    path: str | Path, model: PeftModel, *, adapter_name: str = "default", rank: int | None = None
+) -> ExportReport:
+    """Write a MiLoRA adapter as one ordinary LoRA for the untouched base, loadable by PEFT, vLLM and llama.cpp.
+
+        ΔW = s·(B A − B₀ A₀) = s·[B − B₀, B₀] [A; A − A₀]        rank 2r, exact
+
+    Scaling is folded into B (lora_alpha = r) and smaller ranks of a rank pattern are padded with zeros, so that no
+    reader needs patterns or rsLoRA.
+
+    Args:
+        rank: recompress to this rank by QR of both factors and an SVD of the 2r × 2r core, in float64; the best
+            approximation there is (Eckart–Young), its error in the report.
+
+    Raises:
+        MiloraError: the adapter was not initialised by milora, or `rank` is outside 1 … 2r.
+    """
+    layers = milora_layers(model, adapter_name)
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    exact_rank = 2 * max(layer.r[adapter_name] for layer in layers.values())
+    if rank is not None and not 1 <= rank <= exact_rank:
+        raise MiloraError(f"rank={rank} is outside 1 … {exact_rank}", f"{exact_rank} is exact already")
+    written_rank = rank or exact_rank
+    errors: dict[str, float] = {}
+    for name, layer in layers.items():
+        up, down = (factor.detach() for factor in update_factors(layer, adapter_name))
+        up = up * layer.scaling[adapter_name]
+        errors[name] = 0.0
+        if up.shape[1] > written_rank:
+            up, down, errors[name] = _compress(up, down, written_rank)
+        missing = written_rank - up.shape[1]
+        state[f"{name}.lora_B.weight"] = torch.nn.functional.pad(up, (0, missing)).cpu().contiguous()
+        state[f"{name}.lora_A.weight"] = torch.nn.functional.pad(down, (0, 0, 0, missing)).cpu().contiguous()
+        del state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
+    _write_adapter(Path(path), state, _ordinary(model, adapter_name, r=written_rank, lora_alpha=written_rank))
+    return ExportReport(Path(path), written_rank, errors)
+
+
+def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str = "default") -> None:
+    """Write the paper's form: the residual model W − s·B₀A₀ in `path`, and (A, B) as a LoRA on it in `path`/adapter.
+
+    The model is consumed: its weights are the residual's afterwards. Load it in float32 where rounding matters.
+
+    Raises:
+        MiloraError: the adapter was not loaded or initialised with base="residual".
+    """
+    layers = milora_layers(model, adapter_name)
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    state = {key: value for key, value in state.items() if INITIAL_A not in key and INITIAL_B not in key}
+    config = _ordinary(model, adapter_name)
+    config.base_model_name_or_path = str(path)
+    for layer in layers.values():
+        layer.lora_B[adapter_name].weight.data.zero_()  # merging s·B A = 0 leaves W_p
+    with _written_whole(Path(path)) as folder:
+        model.merge_and_unload().save_pretrained(folder)
+    _write_adapter(Path(path) / "adapter", state, config)
+
+
+class MiLoraCallback(TrainerCallback):
+    """Writes the portable LoRA into `lora/` beside each checkpoint of a transformers Trainer."""
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: PeftModel
+    ) -> None:
+        if state.is_world_process_zero:
+            save_milora_as_lora(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "lora", kwargs["model"])
+
+
+def _compress(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    dtype = up.dtype
+    Q_up, R_up = torch.linalg.qr(up.double())
+    Q_down, R_down = torch.linalg.qr(down.double().T)
+    U, S, Vh = torch.linalg.svd(R_up @ R_down.T)
+    root = S[:rank].sqrt()
+    norm = torch.linalg.norm(S)
+    error = (torch.linalg.norm(S[rank:]) / norm).item() if norm > 0 else 0.0
+    return ((Q_up @ U[:, :rank]) * root).to(dtype), (root[:, None] * Vh[:rank] @ Q_down.T).to(dtype), error
+
+
+def _ordinary(model: PeftModel, adapter_name: str, **changes: int) -> LoraConfig:
+    """The adapter's config without what plain PEFT could not read; `changes` given, without patterns either."""
+    config: LoraConfig = deepcopy(model.peft_config[adapter_name])
+    config.init_lora_weights = True
+    config.inference_mode = True
+    if changes:
+        config.r, config.lora_alpha = changes["r"], changes["lora_alpha"]
+        config.use_rslora, config.rank_pattern, config.alpha_pattern = False, {}, {}
+    return config
+
+
+def _write_adapter(path: Path, state: dict[str, Tensor], config: LoraConfig) -> None:
+    with _written_whole(path) as folder:
+        save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        config.save_pretrained(str(folder))
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A temporary folder whose files move to `path` once all are written."""
+    path.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path))
+    try:
+        yield folder
+        for file in folder.iterdir():
+            file.replace(path / file.name)
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,172 @@
+"""How a PEFT LoRA layer computes with MiLoRA's factors: the two forms, behind PEFT's `LoraVariant` mechanism.
+
+PEFT calls that mechanism private and prone to change; docs/decisions/0001-intact-form.md says why it is used all the
+same. Everything that leans on it stands in this file.
+"""
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraVariant
+from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
+from torch import Tensor, nn
+
+from milora.method.errors import MiloraError
+
+Base = Literal["intact", "residual"]
+
+INITIAL_A = "lora_initial_A"  # PEFT saves and loads what has "lora_" in its name
+INITIAL_B = "lora_initial_B"
+
+
+class IntactVariant(LoraVariant):
+    """y = W x + s·(B A − B₀ A₀) x, computed as s·[B − B₀, B₀] [A; A − A₀] x with one dropout mask.
+
+    The difference is taken between factors, not between products: it is exactly zero at step 0 in every dtype and
+    kernel, and small updates keep their relative accuracy in bf16, where B A x and B₀ A₀ x would cancel.
+    """
+
+    def __init__(self, tied: bool) -> None:
+        self.tied = tied
+
+    def supports_lora_conversion(self) -> bool:
+        return False  # PEFT's own conversion would read s·B A alone
+
+    def forward(self, module: LoraLinear, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+        up, down = update_factors(module, active_adapter)
+        x = module.lora_dropout[active_adapter](x)
+        update = F.linear(F.linear(x, down), up)
+        scaling: float = module.scaling[active_adapter]
+        return result + update * scaling
+
+    def delta(self, module: LoraLinear, adapter_name: str) -> Tensor:
+        up, down = update_factors(module, adapter_name)
+        return _product(module, adapter_name, up, down)
+
+    def merge_safe(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        if self.tied:
+            raise MiloraError(
+                "the layer's weight is tied to another (tie_word_embeddings): merging would change both",
+                "export as LoRA, or untie the weights before training",
+            )
+        if get_bnb_param_type(module.get_base_layer().weight):
+            raise MiloraError(
+                "merging into a quantised weight would round the update away",
+                "export as LoRA and merge it into the full-precision base",
+            )
+        # Subtracting the update again would not give the same bits back; the copy does.
+        module._cache_store(_stash(active_adapter), orig_weight.detach().to("cpu", copy=True))
+        return (orig_weight + self.delta(module, active_adapter)).to(orig_weight.dtype)
+
+    def merge_unsafe(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> None:
+        orig_weight.data = self.merge_safe(module, active_adapter, orig_weight.data)
+
+    def unmerge(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        stashed: Tensor = module._cache_pop(_stash(active_adapter))
+        return stashed.to(orig_weight.device)
+
+
+class ResidualVariant(IntactVariant):
+    """y = W_p x + s·B A x with W_p = W − s·B₀ A₀ stored in place of W (the paper's form)."""
+
+    def forward(self, module: LoraLinear, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+        x = module.lora_dropout[active_adapter](x)
+        update: Tensor = module.lora_B[active_adapter](module.lora_A[active_adapter](x))
+        scaling: float = module.scaling[active_adapter]
+        return result + update * scaling
+
+    def delta(self, module: LoraLinear, adapter_name: str) -> Tensor:
+        return _product(module, adapter_name, module.lora_B[adapter_name].weight, module.lora_A[adapter_name].weight)
+
+
+def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, *, base: Base, tied: bool) -> float:
+    """Start `adapter_name` of a LoRA layer at A `(r, in)` and B `(out, r)`; the layer's output does not change.
+
+    Returns the rounding error of a residual weight, ‖round(W_p) − W_p‖ / ‖s·B₀ A₀‖ in Frobenius norms; 0 for intact.
+    """
+    for trained, initial, factor in (("lora_A", INITIAL_A, A), ("lora_B", INITIAL_B, B)):
+        weight = getattr(module, trained)[adapter_name].weight
+        weight.data = factor.to(weight.device, weight.dtype, copy=True).contiguous()
+        if initial not in module._modules:
+            setattr(module, initial, nn.ModuleDict())
+            module.other_param_names = (*module.other_param_names, initial)  # delete_adapter deletes these
+        holder = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        holder.weight = nn.Parameter(weight.data.clone(), requires_grad=False)
+        getattr(module, initial)[adapter_name] = holder
+    if base == "intact":
+        module.lora_variant[adapter_name] = IntactVariant(tied)
+        return 0.0
+    module.lora_variant[adapter_name] = ResidualVariant(tied)
+    return _subtract_initial_product(module, adapter_name)
+
+
+def update_factors(module: LoraLinear, adapter_name: str) -> tuple[Tensor, Tensor]:
+    """Return `[B − B₀, B₀]` `(out, 2r)` and `[A; A − A₀]` `(2r, in)`, whose product is B A − B₀ A₀."""
+    A, B = module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight
+    # Detached: PEFT may reassign parameters as trainable when it casts them.
+    A0 = getattr(module, INITIAL_A)[adapter_name].weight.detach()
+    B0 = getattr(module, INITIAL_B)[adapter_name].weight.detach()
+    return torch.cat([B - B0, B0], dim=1), torch.cat([A, A - A0])
+
+
+def read_weight(module: LoraLinear) -> Tensor:
+    """Return the base weight of a LoRA layer as `(out, in)`, dequantised, whatever its storage."""
+    weight: Tensor = dequantize_module_weight(module.get_base_layer()).detach()
+    transposed: bool = module.fan_in_fan_out
+    return weight.T if transposed else weight
+
+
+def _product(module: LoraLinear, adapter_name: str, up: Tensor, down: Tensor) -> Tensor:
+    """s·up·down, in the layout of the stored base weight and in float32 at least."""
+    dtype = torch.promote_types(up.dtype, torch.float32)
+    scaling: float = module.scaling[adapter_name]
+    product = (up.detach().to(dtype) @ down.detach().to(dtype)) * scaling
+    return product.T if module.fan_in_fan_out else product
+
+
+def _subtract_initial_product(module: LoraLinear, adapter_name: str) -> float:
+    # At this point A and B are still A₀ and B₀, cast to the dtype in which they are stored.
+    weight = module.get_base_layer().weight
+    subtrahend = _product(module, adapter_name, module.lora_B[adapter_name].weight, module.lora_A[adapter_name].weight)
+    exact = weight.data.to(subtrahend.dtype) - subtrahend
+    weight.data = exact.to(weight.dtype)
+    _guard_residual(module, adapter_name)
+    lost, norm = torch.linalg.norm(weight.data.to(exact.dtype) - exact), torch.linalg.norm(subtrahend)
+    return (lost / norm).item() if norm > 0 else 0.0
+
+
+def _guard_residual(module: LoraLinear, adapter_name: str) -> None:
+    """Make every way to use W_p without its adapter an error."""
+
+    def refuse_inactive(layer: LoraLinear, _: Any, kwargs: dict[str, Any]) -> None:
+        used = set(kwargs.get("adapter_names") or [adapter_name])
+        if layer.disable_adapters or adapter_name not in layer.active_adapters or used != {adapter_name}:
+            raise _residual_alone(adapter_name)
+
+    module.register_forward_pre_hook(refuse_inactive, with_kwargs=True)
+    # PEFT's own protocol for layers that unload in their own way. A partial, since deepcopy follows its arguments.
+    module.unload_and_optionally_merge_module = partial(_unload_residual, module, adapter_name)
+
+
+def _unload_residual(
+    module: LoraLinear, adapter_name: str, *, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+) -> nn.Module:
+    if not merge or adapter_name not in (adapter_names or module.active_adapters):
+        raise _residual_alone(adapter_name)
+    module.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+    base_layer: nn.Module = module.get_base_layer()
+    return base_layer
+
+
+def _residual_alone(adapter_name: str) -> MiloraError:
+    return MiloraError(
+        f'base="residual" replaced the weights by W − s·B₀A₀, which mean nothing without adapter {adapter_name!r}',
+        'keep the adapter active, or initialise with base="intact", where disable_adapter() is the base model',
+    )
+
+
+def _stash(adapter_name: str) -> str:
+    return f"{adapter_name}-milora-base-weight"

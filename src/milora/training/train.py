@@ -1,0 +1,141 @@
+"""A recipe → a trained adapter in its run directory."""
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import SFTConfig, SFTTrainer
+
+from milora.method.analysis import measure_spectra
+from milora.method.checkpoint import load_milora
+from milora.run.data import load_training_rows
+from milora.run.directory import RunDirectory
+from milora.run.models import load_model, load_tokenizer
+from milora.run.prompts import PROMPTS
+from milora.run.recipe import Recipe
+from milora.training.adapter import add_adapter, check_targets
+from milora.training.progress import ProgressBar
+from milora.training.tokens import tokenize_rows
+
+COMPLETE = "complete"  # a file of this name says that a checkpoint was written whole
+
+
+def train(run: RunDirectory) -> None:
+    """Train the run's adapter, from its last whole checkpoint if there is one; return at once if it is trained.
+
+    A run that was killed ends with the same adapter as one that was not: seeds are set before the adapter is made,
+    and a checkpoint holds the optimiser, the schedule, the data order and the random state.
+
+    Raises:
+        MiloraError: whatever the recipe names does not exist or does not fit.
+    """
+    if run.is_trained:
+        return
+    recipe = run.recipe
+    check_targets(recipe.model, recipe.adapter)
+    rows, held_out = load_training_rows(recipe.data)
+    tokenizer = load_tokenizer(recipe.model)
+    prompt, settings = PROMPTS[recipe.data.prompt], recipe.training
+    train_set, report = tokenize_rows(rows, prompt, tokenizer, max_length=settings.max_length, loss_on=settings.loss_on)
+    held_out_set, _ = tokenize_rows(
+        held_out, prompt, tokenizer, max_length=settings.max_length, loss_on=settings.loss_on
+    )
+
+    set_seed(recipe.seed)
+    model = load_model(recipe.model)
+    checkpoint = _last_whole_checkpoint(run.checkpoints)
+    if checkpoint is None:
+        run.write("spectra.json", measure_spectra(model))
+    if checkpoint is not None and recipe.adapter.method == "milora":
+        peft_model = load_milora(model, checkpoint, base=recipe.adapter.base, is_trainable=True)
+    else:
+        peft_model, initialization = add_adapter(model, recipe.adapter, recipe.seed)
+        if initialization is not None:
+            run.write("initialization.json", asdict(initialization))
+
+    trainer = SFTTrainer(
+        model=peft_model,
+        args=_arguments(recipe, run),
+        train_dataset=train_set,
+        eval_dataset=held_out_set if held_out else None,
+        processing_class=tokenizer,
+        callbacks=[ProgressBar(), CompletionMark()],
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if held_out and checkpoint is None:
+        run.write("held_out_before.json", _held_out_loss(trainer))
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+    peft_model.save_pretrained(str(run.adapter))
+    run.write(
+        run.training.name,
+        {
+            "seconds": seconds,
+            "resumed_at": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+            "steps": trainer.state.global_step,
+            "data": asdict(report),
+            "parameters": _count(peft_model),
+            "held_out_loss": [run.read("held_out_before.json"), _held_out_loss(trainer)] if held_out else None,
+            "losses": [
+                {"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry
+            ],
+        },
+    )
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+class CompletionMark(TrainerCallback):
+    """Marks each checkpoint once the trainer has written all of it."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def _last_whole_checkpoint(folder: Path) -> Path | None:
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
+    settings = recipe.training
+    micro_batch = settings.micro_batch_size or settings.batch_size
+    return SFTConfig(
+        output_dir=str(run.checkpoints),
+        seed=recipe.seed,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        per_device_train_batch_size=micro_batch,
+        per_device_eval_batch_size=micro_batch,
+        gradient_accumulation_steps=settings.batch_size // micro_batch,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        max_length=None,  # tokenize_rows has cut already, and counted
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=settings.log_steps,
+        logging_dir=str(run.path / "tensorboard"),
+        report_to=settings.report_to,
+        include_num_input_tokens_seen="non_padding",
+        disable_tqdm=True,
+        bf16=False,  # the model computes in its own dtype, adapters in float32
+        gradient_checkpointing=False,
+    )
+
+
+def _held_out_loss(trainer: SFTTrainer) -> float:
+    return float(trainer.evaluate()["eval_loss"])
+
+
+def _count(model: PeftModel) -> dict[str, int]:
+    trainable, total = model.get_nb_trainable_parameters()
+    return {"trainable": trainable, "total": total}
