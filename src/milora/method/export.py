@@ -98,7 +98,9 @@ class MiLoraCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: PeftModel
     ) -> None:
         if state.is_world_process_zero:
-            save_milora_as_lora(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "lora", kwargs["model"])
+            save_milora_as_lora(
+                Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "lora", kwargs["model"]
+            )
 
 
 def _compress(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
