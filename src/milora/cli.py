@@ -1,6 +1,9 @@
 """The verbs, each a few lines that call the floors below."""
 
+import logging
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -142,6 +145,7 @@ def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> 
 
 def main() -> None:
     """Run the CLI; what the user can mend is two lines on stderr, and exit code 2."""
+    _quieten()
     try:
         app()
     except MiloraError as error:
@@ -152,6 +156,14 @@ def main() -> None:
         )
     except ImportError as error:
         _fail(f"{error}", "pip install 'milora[all]'")
+
+
+def _quieten() -> None:
+    """Keep other libraries' advice to their own developers off the user's screen; milora's own words stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|torch)\b")
+    for library in ("lm_eval", "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def _fail(message: str, hint: str) -> None:

@@ -84,11 +84,11 @@ def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str 
     state = {key: value for key, value in state.items() if INITIAL_A not in key and INITIAL_B not in key}
     config = _ordinary(model, adapter_name)
     config.base_model_name_or_path = str(path)
+    _write_adapter(Path(path) / "adapter", state, config)
     for layer in layers.values():
         layer.lora_B[adapter_name].weight.data.zero_()  # merging s·B A = 0 leaves W_p
     with _written_whole(Path(path)) as folder:
         model.merge_and_unload().save_pretrained(folder)
-    _write_adapter(Path(path) / "adapter", state, config)
 
 
 class MiLoraCallback(TrainerCallback):

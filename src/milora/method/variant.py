@@ -141,12 +141,13 @@ def _subtract_initial_product(module: LoraLinear, adapter_name: str) -> float:
 def _guard_residual(module: LoraLinear, adapter_name: str) -> None:
     """Make every way to use W_p without its adapter an error."""
 
-    def refuse_inactive(layer: LoraLinear, _: Any, kwargs: dict[str, Any]) -> None:
+    def refuse_inactive(layer: LoraLinear, _: Any, kwargs: dict[str, Any], __: Any) -> None:
         used = set(kwargs.get("adapter_names") or [adapter_name])
         if layer.disable_adapters or adapter_name not in layer.active_adapters or used != {adapter_name}:
             raise _residual_alone(adapter_name)
 
-    module.register_forward_pre_hook(refuse_inactive, with_kwargs=True)
+    # After the forward pass: only then are the adapter names of a mixed batch among its arguments.
+    module.register_forward_hook(refuse_inactive, with_kwargs=True)
     # PEFT's own protocol for layers that unload in their own way. A partial, since deepcopy follows its arguments.
     module.unload_and_optionally_merge_module = partial(_unload_residual, module, adapter_name)
 

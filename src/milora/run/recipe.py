@@ -83,6 +83,7 @@ class TrainingSection(Section):
     max_length: Positive = 512
     loss_on: Literal["answer", "all"] = "answer"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    activation_checkpointing: bool = False  # less memory, about a fifth more time
     save_steps: Positive = 100
     log_steps: Positive = 1
     report_to: str = "tensorboard"

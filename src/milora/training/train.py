@@ -1,5 +1,6 @@
 """A recipe → a trained adapter in its run directory."""
 
+import os
 import shutil
 import time
 from dataclasses import asdict
@@ -58,6 +59,7 @@ def train(run: RunDirectory) -> None:
         if initialization is not None:
             run.write("initialization.json", asdict(initialization))
 
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "tensorboard")  # transformers' one way to say where
     trainer = SFTTrainer(
         model=peft_model,
         args=_arguments(recipe, run),
@@ -123,12 +125,12 @@ def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
         save_steps=settings.save_steps,
         save_total_limit=2,
         logging_steps=settings.log_steps,
-        logging_dir=str(run.path / "tensorboard"),
         report_to=settings.report_to,
         include_num_input_tokens_seen="non_padding",
+        activation_checkpointing=settings.activation_checkpointing,
         disable_tqdm=True,
         bf16=False,  # the model computes in its own dtype, adapters in float32
-        gradient_checkpointing=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 

@@ -1,0 +1,100 @@
+"""Small real and made models, and the paths that tests share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+import milora
+from milora.run.models import EMBEDDED, load_tokenizer, resolve_model
+from milora.run.recipe import ModelSection
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's first two layers, real weights, as a folder: no usable language model, but real spectra."""
+    folder = tmp_path_factory.mktemp("small") / "model"
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(EMBEDDED), num_hidden_layers=2, dtype=torch.float32)
+    model.save_pretrained(folder)
+    load_tokenizer(ModelSection(name=EMBEDDED)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> str:
+    folder = os.environ.get("MILORA_TEST_DATA")
+    if not folder:
+        pytest.skip("MILORA_TEST_DATA names no folder with gsm8k/, mawps/ and commonsense/")
+    return folder
+
+
+@pytest.fixture
+def load_small(small_model: Path) -> Callable[..., PreTrainedModel]:
+    return lambda dtype=torch.float32: AutoModelForCausalLM.from_pretrained(small_model, dtype=dtype)
+
+
+def make_gpt2() -> PreTrainedModel:
+    """Conv1D layers: weights stored (in, out), with biases."""
+    torch.manual_seed(1)
+    config = GPT2Config(n_layer=2, n_embd=48, n_head=4, vocab_size=200, n_positions=64, bos_token_id=0, eos_token_id=0)
+    return GPT2LMHeadModel(config).eval()
+
+
+def make_qwen() -> PreTrainedModel:
+    """Linear layers with a bias in q, k and v."""
+    torch.manual_seed(2)
+    config = Qwen2Config(
+        num_hidden_layers=2,
+        hidden_size=48,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=200,
+        tie_word_embeddings=False,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+def add_milora(model: PreTrainedModel, *, dropout: float = 0.0, r: int = 8, **options) -> PeftModel:
+    """`options` with a `lora_` or pattern name go to LoraConfig, the rest to the initialisation."""
+    config_keys = {"lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "fan_in_fan_out"}
+    config = {key: options.pop(key) for key in list(options) if key in config_keys}
+    config.setdefault("target_modules", "all-linear")
+    peft_model = get_peft_model(model, LoraConfig(r=r, lora_dropout=dropout, task_type="CAUSAL_LM", **config))
+    milora.initialize_lora_milora_weights(peft_model, **options)
+    return peft_model
+
+
+def some_tokens(model: PreTrainedModel | PeftModel) -> torch.Tensor:
+    return torch.randint(0, 200, (3, 16), generator=torch.Generator().manual_seed(3))
+
+
+def logits_of(model: PreTrainedModel | PeftModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(some_tokens(model)).logits
+
+
+def train_briefly(model: PeftModel, steps: int = 3) -> PeftModel:
+    """Real AdamW steps, large enough to move every layer."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    tokens = some_tokens(model)
+    model.train()
+    for _ in range(steps):
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def drift(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖found − expected‖ / ‖expected‖."""
+    found, expected = found.double(), expected.double()
+    return (torch.linalg.norm(found - expected) / torch.linalg.norm(expected)).item()
