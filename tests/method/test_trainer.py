@@ -37,7 +37,7 @@ def test_sft_trainer_trains_checkpoints_and_resumes(small_model, load_small, tmp
 
     checkpoint = tmp_path / "whole" / "checkpoint-4"
     assert torch.equal(logits_of(milora.load_milora(load_small(), checkpoint)), logits_of(whole.model))
-    portable = PeftModel.from_pretrained(load_small(), checkpoint / "lora")
+    portable = PeftModel.from_pretrained(load_small(), tmp_path / "whole" / "lora-4")
     assert drift(logits_of(portable), logits_of(whole.model)) < 1e-5
 
 

@@ -92,15 +92,16 @@ def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str 
 
 
 class MiLoraCallback(TrainerCallback):
-    """Writes the portable LoRA into `lora/` beside each checkpoint of a transformers Trainer."""
+    """Writes the portable LoRA as `lora-<step>` beside each checkpoint of a transformers Trainer.
+
+    Not inside it: on resume the Trainer would take the folder for one more adapter.
+    """
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: PeftModel
     ) -> None:
         if state.is_world_process_zero:
-            save_milora_as_lora(
-                Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "lora", kwargs["model"]
-            )
+            save_milora_as_lora(Path(str(args.output_dir)) / f"lora-{state.global_step}", kwargs["model"])
 
 
 def _compress(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:

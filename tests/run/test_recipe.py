@@ -1,0 +1,64 @@
+"""Recipes: what resolves, and every way to get one wrong."""
+
+import pytest
+
+from milora import MiloraError
+from milora.run.recipe import list_recipes, load_recipe
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_shipped_recipes_resolve_and_round_trip(name, tmp_path):
+    recipe = load_recipe(name)
+    assert recipe.name == name and recipe.description
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(str(tmp_path / "again.yaml")) == recipe
+
+
+def test_digest_follows_what_decides_the_result():
+    recipe = load_recipe("quickstart")
+    assert load_recipe("quickstart", ["description=other"]).digest == recipe.digest
+    assert load_recipe("quickstart", ["seed=1"]).digest != recipe.digest
+
+
+def test_extends_takes_only_the_difference(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: quickstart\nname: mine\nadapter: {rank: 4}\n")
+    mine, parent = load_recipe(str(tmp_path / "mine.yaml")), load_recipe("quickstart")
+    assert (mine.name, mine.adapter.rank) == ("mine", 4)
+    assert mine.training == parent.training
+
+
+def test_shorthand_numbers_are_numbers():
+    assert load_recipe("quickstart", ["training.learning_rate=3e-4"]).training.learning_rate == 3e-4
+
+
+REFUSED = [
+    ("quickstart", ["training.learning_rat=1"], "training.learning_rat is no key of a recipe, did you mean learning_rate"),
+    ("quickstart", ["optimizer=adam"], "optimizer is no key of a recipe"),
+    ("quickstart", ["training.learning_rate=fast"], "training.learning_rate: Input should be a valid number"),
+    ("quickstart", ["training.learning_rate=-1"], "greater than 0"),
+    ("quickstart", ["adapter.rank=0"], "greater than 0"),
+    ("quickstart", ["adapter.rank=8.5"], "adapter.rank"),
+    ("quickstart", ["adapter.dropout=1"], "less than 1"),
+    ("quickstart", ["adapter.components=smallest"], "'minor', 'principal', 'middle' or 'random'"),
+    ("quickstart", ["adapter.method=lora", "adapter.base=intact"], "base: options of method=milora, not of lora"),
+    ("quickstart", ["training.micro_batch_size=3"], "no multiple"),
+    ("quickstart", ["name=a/b"], "name"),
+    ("quickstart", ["rank"], "no key=value"),
+    ("quickstart", ["a=1", "b=2"], "a is no key .*; b is no key"),
+    ("quickstart", ["name=${missing}"], "missing"),
+    ("quikstart", [], "there is no recipe 'quikstart'"),
+    ("nowhere.yaml", [], "there is no recipe"),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "message"), REFUSED, ids=[row[2][:40] for row in REFUSED])
+def test_refusals(name, overrides, message):
+    with pytest.raises(MiloraError, match=message):
+        load_recipe(name, overrides)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "name: [unclosed", "just words", ""])
+def test_files_that_are_no_recipe(tmp_path, text):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(MiloraError, match="bad.yaml"):
+        load_recipe(str(tmp_path / "bad.yaml"))

@@ -1,0 +1,36 @@
+"""The public face: its names, and that it is light."""
+
+import subprocess
+import sys
+
+import pytest
+
+import milora
+
+
+def test_all_names_resolve_and_are_documented():
+    assert milora.__all__ == [
+        "__version__",
+        "ExportReport",
+        "Factors",
+        "InitializationReport",
+        "LayerReport",
+        "MiLoraCallback",
+        "MiloraError",
+        "decompose_weight",
+        "get_milora_state_dict",
+        "initialize_lora_milora_weights",
+        "load_milora",
+        "save_milora_as_lora",
+    ]
+    for name in milora.__all__[1:]:
+        assert getattr(milora, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = milora.nothing
+
+
+@pytest.mark.parametrize("code", ["import milora", "from milora.cli import app; app(['--help'], standalone_mode=False)",
+                                  "from milora.cli import app; app(['show', 'quickstart'], standalone_mode=False)"])  # fmt: skip
+def test_no_torch_before_it_is_needed(code):
+    check = f"{code}\nimport sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)
