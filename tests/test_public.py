@@ -29,8 +29,14 @@ def test_all_names_resolve_and_are_documented():
         _ = milora.nothing
 
 
-@pytest.mark.parametrize("code", ["import milora", "from milora.cli import app; app(['--help'], standalone_mode=False)",
-                                  "from milora.cli import app; app(['show', 'quickstart'], standalone_mode=False)"])  # fmt: skip
+LIGHT = [
+    "import milora",
+    "from milora.cli import app; app(['--help'], standalone_mode=False)",
+    "from milora.cli import app; app(['show', 'quickstart'], standalone_mode=False)",
+]
+
+
+@pytest.mark.parametrize("code", LIGHT)
 def test_no_torch_before_it_is_needed(code):
     check = f"{code}\nimport sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)

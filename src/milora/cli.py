@@ -152,7 +152,7 @@ def main() -> None:
         _fail(error.message, error.hint)
     except OSError as error:
         _fail(
-            f"{error.filename or 'a file'}: {error.strerror}", "free space, or choose another folder with --runs or -o"
+            f"{error.filename or 'writing'}: {error.strerror}", "free space, or choose another folder with --runs or -o"
         )
     except ImportError as error:
         _fail(f"{error}", "pip install 'milora[all]'")

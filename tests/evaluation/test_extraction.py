@@ -63,7 +63,11 @@ def test_choices(text, expected):
 
 @pytest.mark.parametrize(
     ("completion", "gold", "correct"),
-    [("The answer is: 0.5", "The answer is: 1/2", True), ("no idea", "none", False), ("The answer is: 17.6", "The answer is: 18", False)],
+    [
+        ("The answer is: 0.5", "The answer is: 1/2", True),
+        ("no idea", "none", False),
+        ("The answer is: 17.6", "The answer is: 18", False),
+    ],
 )  # fmt: skip
 def test_no_answer_never_counts(completion, gold, correct):
     assert BENCHMARKS["gsm8k"].is_correct(completion, gold) is correct

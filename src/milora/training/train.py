@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -14,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from milora.method.analysis import measure_spectra
 from milora.method.checkpoint import load_milora
+from milora.method.errors import MiloraError
 from milora.run.data import load_training_rows
 from milora.run.directory import RunDirectory
 from milora.run.models import load_model, load_tokenizer
@@ -49,6 +51,7 @@ def train(run: RunDirectory) -> None:
 
     set_seed(recipe.seed)
     model = load_model(recipe.model)
+    _remove_unfinished(run.checkpoints)
     checkpoint = _last_whole_checkpoint(run.checkpoints)
     if checkpoint is None:
         run.write("spectra.json", measure_spectra(model))
@@ -59,6 +62,7 @@ def train(run: RunDirectory) -> None:
         if initialization is not None:
             run.write("initialization.json", asdict(initialization))
 
+    _check_space(run.path, peft_model)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.path / "tensorboard")  # transformers' one way to say where
     trainer = SFTTrainer(
         model=peft_model,
@@ -104,6 +108,24 @@ class CompletionMark(TrainerCallback):
 def _last_whole_checkpoint(folder: Path) -> Path | None:
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Delete checkpoints that a killed process left half-written, lest the trainer's own rotation counts them."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / COMPLETE).is_file():
+            shutil.rmtree(path)
+
+
+def _check_space(folder: Path, model: PeftModel) -> None:
+    # A checkpoint holds the factors, as many initial ones and two moments; three may stand at once, then the exports.
+    needed = 16 * 4 * _count(model)["trainable"]
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MiloraError(
+            f"{folder} has {free / 1e6:.0f} MB of free disk space, and this run may need {needed / 1e6:.0f} MB",
+            "free some, lower adapter.rank, or choose another folder with --runs",
+        )
 
 
 def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:

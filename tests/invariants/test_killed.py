@@ -1,0 +1,54 @@
+"""Invariant 6: a run killed at any moment ends like one that was not.
+
+Broken by: seeds set after the adapter, a checkpoint without optimiser or random state, a half-written checkpoint taken
+for a whole one, results written before they are complete.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+MOMENTS = {
+    "training": "checkpoints/checkpoint-2/complete",
+    "after training": "training.json",
+    "evaluation": "evaluation/base/arithmetic/scores.json",
+}
+
+
+def _start(recipe: str, runs: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "milora", "run", recipe, "--runs", str(runs)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _result(runs: Path) -> dict[str, bytes]:
+    (run,) = runs.iterdir()
+    files = ["adapter/adapter_model.safetensors", "export/lora/adapter_model.safetensors"]
+    files += [f"evaluation/{who}/arithmetic/samples.jsonl" for who in ("base", "trained")]
+    return {name: (run / name).read_bytes() for name in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_recipe, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("undisturbed")
+    assert _start(small_recipe, runs).wait() == 0
+    return _result(runs)
+
+
+@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
+def test_killed_and_started_again(small_recipe, undisturbed, tmp_path, moment):
+    process = _start(small_recipe, tmp_path)
+    while not list(tmp_path.glob(f"*/{moment}")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    if moment.startswith("checkpoints"):
+        (run,) = tmp_path.iterdir()
+        half = run / "checkpoints" / "checkpoint-7"
+        half.mkdir()
+        (half / "adapter_model.safetensors").write_bytes(b"half-written")
+    assert _start(small_recipe, tmp_path).wait() == 0
+    assert _result(tmp_path) == undisturbed

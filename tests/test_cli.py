@@ -1,0 +1,180 @@
+"""The commands from end to end, and every bad input: two lines on stderr, exit code 2, no traceback."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import milora
+from milora.cli import main
+from tests.conftest import drift, logits_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="session")
+def finished(small_recipe, tmp_path_factory):
+    """One `milora run`, shared; what it printed and where it lies."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = subprocess.run(
+        [sys.executable, "-m", "milora", "run", small_recipe, "--runs", str(runs)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = runs.iterdir()
+    return done, run
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the CLI in this process; returns exit code, stdout, stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["milora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_run_trains_evaluates_exports_and_reports(finished, small_model):
+    done, run = finished
+    assert "arithmetic" in done.stdout and "Traceback" not in done.stderr
+    training = json.loads((run / "training.json").read_text())
+    before, after = training["held_out_loss"]
+    assert after < before and training["steps"] == 8 and len(training["losses"]) == 8
+    for who in ("base", "trained"):
+        samples = (run / "evaluation" / who / "arithmetic" / "samples.jsonl").read_text().splitlines()
+        assert len(samples) == 4
+        scores = json.loads((run / "evaluation" / who / "arithmetic" / "scores.json").read_text())
+        assert scores["accuracy"] == sum(json.loads(line)["correct"] for line in samples) / 4
+    assert list((run / "tensorboard").iterdir())
+    base = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    exported = logits_of(PeftModel.from_pretrained(base, run / "export" / "lora"))
+    base = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    assert drift(exported, logits_of(milora.load_milora(base, run / "adapter"))) < 1e-5
+
+
+def test_report_is_one_page_with_pictures_and_its_caveat(finished):
+    _, run = finished
+    page = (run / "report.html").read_text()
+    assert page.count("<svg") == 3 and "not evidence of" in page and "http" not in page.split("</style>")[0]
+    for word in ("arithmetic", "Loss on held-out rows", "Samples", "extra=forbid"):
+        assert (word in page) == (word != "extra=forbid")
+
+
+def test_no_pickle_is_left(finished):
+    _, run = finished
+    assert not [file for file in run.rglob("*") if file.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"}]
+
+
+def test_the_same_command_returns_at_once(finished, small_recipe, call):
+    _, run = finished
+    before = {file: file.stat().st_mtime_ns for file in (run / "evaluation").rglob("*.json*")}
+    code, out, _ = call("run", small_recipe, "--runs", run.parent)
+    assert code == 0 and "arithmetic" in out
+    assert {file: file.stat().st_mtime_ns for file in (run / "evaluation").rglob("*.json*")} == before
+
+
+def test_exports_agree(finished, small_model, call, tmp_path):
+    _, run = finished
+    for form in ("merged", "residual"):
+        code, out, _ = call("export", run, "--as", form, "-o", tmp_path / form)
+        assert (code, out.strip()) == (0, str(tmp_path / form))
+    base = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    expected = logits_of(milora.load_milora(base, run / "adapter"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert drift(logits_of(merged), expected) < 1e-5
+    residual = AutoModelForCausalLM.from_pretrained(tmp_path / "residual", dtype=torch.float32)
+    assert drift(logits_of(PeftModel.from_pretrained(residual, tmp_path / "residual" / "adapter")), expected) < 1e-5
+    AutoTokenizer.from_pretrained(tmp_path / "merged")
+
+
+def test_init_writes_an_adapter_to_start_from(small_model, call, tmp_path):
+    code, _, _ = call("init", small_model, "--rank", "4", "--targets", "q_proj,v_proj", "-o", tmp_path)
+    assert code == 0
+    base = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    expected = logits_of(base)
+    assert torch.equal(logits_of(milora.load_milora(base, tmp_path, is_trainable=True)), expected)
+
+
+def test_lora_is_a_method_too(small_recipe, call, tmp_path):
+    overrides = ["adapter.method=lora", "training.max_steps=2", "evaluation.limit=2"]
+    code, out, err = call("run", small_recipe, *overrides, "--runs", tmp_path)
+    assert code == 0, err
+    assert "export/merged" in out
+
+
+def test_eval_of_other_tasks(finished, call, data_dir):
+    _, run = finished
+    code, out, err = call("eval", run, "--tasks", "gsm8k,arc_easy", "--limit", "2", "--data-dir", data_dir)
+    assert code == 0, err
+    assert "gsm8k" in out and "arc_easy" in out
+
+
+def test_ls_and_show(call):
+    code, out, _ = call("ls")
+    assert code == 0 and "quickstart" in out
+    code, out, _ = call("show", "quickstart", "adapter.rank=3")
+    assert code == 0 and "rank: 3" in out
+
+
+BAD = [
+    (("show", "quickstart", "training.learning_rat=1"), "did you mean learning_rate?"),
+    (("show", "nothing"), "there is no recipe 'nothing'"),
+    (("train", "RECIPE", "adapter.target_modules=[q_prj]"), "it has down_proj, gate_proj, k_proj"),
+    (("train", "RECIPE", "adapter.rank=200"), "k_proj: rank 200 is outside 1 … 192"),
+    (("train", "RECIPE", "data.name=none.jsonl"), "there is no such file"),
+    (("train", "RECIPE", "model.name=/nowhere"), "cannot be loaded"),
+    (("run", "RECIPE", "evaluation.tasks=[gsm9k]"), "there is no task gsm9k"),
+    (("eval", "/nowhere"), "is no run directory"),
+    (("export", "RUN", "--as", "lora", "--rank", "99"), "rank=99 is outside 1 … 8"),
+    (("export", "RUN", "--as", "merged", "--rank", "2"), "--rank 2 recompresses a LoRA"),
+    (("eval", "RUN", "--tasks", "gsm8k", "--data-dir", "/nowhere"), "does not exist"),
+    (("train", "RECIPE", "--runs", "/dev/null/runs"), "Not a directory"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[row[1] for row in BAD])
+def test_bad_input(finished, small_recipe, call, tmp_path, arguments, message):
+    names = {"RECIPE": small_recipe, "RUN": finished[1]}
+    arguments = [names.get(argument, argument) for argument in arguments]
+    if arguments[0] in ("train", "run") and "--runs" not in arguments:
+        arguments += ["--runs", tmp_path]
+    code, _, err = call(*arguments)
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith(("error: ", "hint: "))]
+    assert len(lines) == 2 and message in " ".join(lines)
+    assert "Traceback" not in err
+
+
+def test_wrong_columns(small_recipe, call, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1", "reply": "2"}\n' * 20)
+    code, _, err = call("train", small_recipe, f"data.name={tmp_path}/rows.jsonl", "--runs", tmp_path)
+    assert code == 2 and "it has prompt, reply" in err
+
+
+def test_a_full_disk(small_recipe, call, tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system can only be mounted by root")
+    try:
+        code, _, err = call("train", small_recipe, "--runs", tmp_path)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert code == 2 and "free disk space" in err and "Traceback" not in err
+
+
+def test_two_processes_on_one_run(finished, small_recipe, call):
+    import fcntl
+
+    _, run = finished
+    with (run / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, _, err = call("run", small_recipe, "--runs", run.parent)
+    assert code == 2 and "another process" in err
