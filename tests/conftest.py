@@ -1,6 +1,8 @@
 """Small real and made models, and the paths that tests share."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,3 +124,17 @@ evaluation: {{limit: 4, batch_size: 4, max_new_tokens: 8}}
 """
     )
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def finished(
+    small_recipe: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """One `milora run`, shared; what it printed and where it lies."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = subprocess.run(
+        [sys.executable, "-m", "milora", "run", small_recipe, "--runs", str(runs)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = runs.iterdir()
+    return done, run

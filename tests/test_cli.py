@@ -16,18 +16,6 @@ from tests.conftest import drift, logits_of
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-@pytest.fixture(scope="session")
-def finished(small_recipe, tmp_path_factory):
-    """One `milora run`, shared; what it printed and where it lies."""
-    runs = tmp_path_factory.mktemp("runs")
-    done = subprocess.run(
-        [sys.executable, "-m", "milora", "run", small_recipe, "--runs", str(runs)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    (run,) = runs.iterdir()
-    return done, run
-
-
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Run the CLI in this process; returns exit code, stdout, stderr."""

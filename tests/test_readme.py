@@ -1,0 +1,50 @@
+"""The README's own code and commands run as they stand, on a small model."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from milora.cli import main
+from tests.conftest import drift, logits_of
+
+README = Path(__file__).parents[1].joinpath("README.md").read_text()
+CODE = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+COMMANDS = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("milora ")]
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+def test_code_stands_by_line_20():
+    assert README[: README.index("```python")].count("\n") < 20
+
+
+def test_code_runs(small_model, load_small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(CODE.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(small_model)), names)
+    assert torch.equal(logits_of(names["model"]), logits_of(load_small()))
+    assert drift(logits_of(PeftModel.from_pretrained(load_small(), "out")), logits_of(load_small())) == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(command, finished, small_model, small_recipe, tmp_path, monkeypatch):
+    words = {"quickstart": small_recipe, "RUN": str(finished[1]), "MODEL": str(small_model)}
+    _, *arguments = (words.get(word, word) for word in shlex.split(command))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["milora", *arguments])
+    try:
+        main()
+    except SystemExit as stopped:
+        assert not stopped.code
+
+
+def test_make_knows_both_targets():
+    makefile = Path(__file__).parents[1]
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        subprocess.run(["make", "--dry-run", target], cwd=makefile, check=True, stdout=subprocess.DEVNULL)
