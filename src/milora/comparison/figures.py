@@ -39,7 +39,7 @@ def draw_scores(tasks: list[TaskScores]) -> str:
                 capsize=4,
             )
         axes.set_xticks(range(len(tasks)), [task.name for task in tasks])
-        axes.set(ylabel="accuracy, %", ylim=(0, None))
+        axes.set(ylabel="accuracy, %", ylim=(0, None), xlim=(-1, len(tasks)))
         axes.legend()
 
     return _render(draw, "Accuracy before and after training")
