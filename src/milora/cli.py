@@ -126,13 +126,15 @@ def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> 
     """Train, evaluate, export and report: the main job in one go."""
     from milora.comparison.report import write_report
     from milora.comparison.scores import format_table, read_scores
-    from milora.evaluation.evaluate import evaluate_run
+    from milora.evaluation.evaluate import check_evaluation, evaluate_run
     from milora.run.directory import create_run
     from milora.run.export import Form, export_run
     from milora.run.recipe import load_recipe
     from milora.training.train import train as train_run
 
-    run = create_run(load_recipe(recipe, overrides or []), runs)
+    resolved = load_recipe(recipe, overrides or [])
+    check_evaluation(resolved)
+    run = create_run(resolved, runs)
     with run.locked():
         train_run(run)
         evaluate_run(run, run.recipe.evaluation)

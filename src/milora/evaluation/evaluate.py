@@ -15,7 +15,7 @@ from milora.method.errors import MiloraError
 from milora.run.directory import RunDirectory
 from milora.run.files import read_json, write_json, write_lines
 from milora.run.models import attach_adapter, load_model, load_tokenizer
-from milora.run.recipe import EvaluationSection
+from milora.run.recipe import EvaluationSection, Recipe
 
 SCORES, SAMPLES = "scores.json", "samples.jsonl"
 
@@ -30,6 +30,12 @@ def find_benchmarks(names: list[str]) -> list[Benchmark]:
     if unknown:
         raise MiloraError(f"there is no task {', '.join(unknown)}", f"tasks are {', '.join(BENCHMARKS)}")
     return [BENCHMARKS[name] for name in names]
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """Raise unless the recipe's tasks and their data exist: before training is paid for, not after."""
+    for benchmark in find_benchmarks(recipe.evaluation.tasks):
+        benchmark.load(recipe.evaluation.data_dir or recipe.data.data_dir)
 
 
 def evaluate_run(run: RunDirectory, section: EvaluationSection, *, baseline: bool = True) -> None:
