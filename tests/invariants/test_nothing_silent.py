@@ -28,6 +28,7 @@ def test_load_refuses_another_base(load_small, tmp_path):
     torch.nn.init.normal_(other.model.layers[1].mlp.up_proj.weight)
     with pytest.raises(MiloraError, match=r"layers\.1\.mlp\.up_proj.*not of this base"):
         milora.load_milora(other, tmp_path)
+    assert not any("lora" in name for name, _ in other.named_modules()), "a refused base must be left as it was"
 
 
 def test_load_accepts_the_base_in_another_dtype(load_small, tmp_path):

@@ -6,6 +6,7 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from milora.method.adapter import mark_adapter
@@ -36,10 +37,12 @@ def load_milora(
         path: a folder, or the name of a hub repository.
         base: "residual" replaces W by W − s·B₀A₀ again, to continue such a run bit by bit; see
             `initialize_lora_milora_weights`.
+        adapter_name: the name it gets; it becomes the active one.
         is_trainable: False puts the model in eval mode with frozen adapters, as in PEFT.
 
     Raises:
-        MiloraError: the path holds no MiLoRA adapter in safetensors, or the adapter is of another base.
+        MiloraError: the path holds no MiLoRA adapter in safetensors, or the adapter is of another
+            base; `base_model` is then as it was.
     """
     folder = Path(path)
     if not folder.exists():
@@ -60,6 +63,21 @@ def load_milora(
     else:
         model = get_peft_model(base_model, config, adapter_name)
 
+    try:
+        _start_layers(model, state, adapter_name, base)
+    except MiloraError:
+        if isinstance(base_model, PeftModel):
+            model.delete_adapter(adapter_name)
+        else:
+            model.unload()
+        raise
+    mark_adapter(model, adapter_name)
+    set_peft_model_state_dict(model, state, adapter_name)
+    return model if is_trainable else model.eval()
+
+
+def _start_layers(model: PeftModel, state: dict[str, Tensor], adapter_name: str, base: Base) -> None:
+    """Check every layer's initial factors against its weight, then attach them all."""
     layers, tied = linear_layers(model, adapter_name), tied_weights(model)
     check_adapter(model, adapter_name, layers)
     if base == "residual":
@@ -69,11 +87,8 @@ def load_milora(
         try:
             initial[name] = state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
         except KeyError as error:
-            raise MiloraError(f"{path} lacks {error}", "the file is not whole; save the adapter again") from error
+            raise MiloraError(f"the adapter's file lacks {error}", "it is not whole; save the adapter again") from error
         check_base(name, layer, *initial[name])
     for name, layer in layers.items():
         is_tied = id(layer.get_base_layer().weight) in tied
         attach_factors(layer, adapter_name, *initial[name], base=base, tied=is_tied)
-    mark_adapter(model, adapter_name)
-    set_peft_model_state_dict(model, state, adapter_name)
-    return model if is_trainable else model.eval()

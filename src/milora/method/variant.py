@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraVariant
-from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
+from peft.utils.integrations import get_bnb_param_type
 from torch import Tensor, nn
 
 from milora.method.errors import MiloraError
@@ -113,10 +113,28 @@ def update_factors(module: LoraLinear, adapter_name: str) -> tuple[Tensor, Tenso
 
 
 def read_weight(module: LoraLinear) -> Tensor:
-    """Return the base weight of a LoRA layer as `(out, in)`, dequantised, whatever its storage."""
-    weight: Tensor = dequantize_module_weight(module.get_base_layer()).detach()
-    transposed: bool = module.fan_in_fan_out
-    return weight.T if transposed else weight
+    """Return the base weight of a LoRA layer as `(out, in)`, whatever its storage.
+
+    A quantised weight is read by sending the identity through its layer, which is what the layer computes.
+
+    Raises:
+        MiloraError: a 4-bit weight that bitsandbytes has repacked, as it does on a CPU at the first forward pass in
+            eval mode; outside that mode it then computes something else.
+    """
+    layer = module.get_base_layer()
+    if not get_bnb_param_type(layer.weight):
+        weight: Tensor = layer.weight.detach()
+        transposed: bool = module.fan_in_fan_out
+        return weight.T if transposed else weight
+    if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
+        raise MiloraError(
+            "bitsandbytes has repacked the weight for inference", "initialise before the first forward pass"
+        )
+    was_training = layer.training
+    with torch.no_grad():
+        image: Tensor = layer.train()(torch.eye(module.in_features, device=layer.weight.device))
+    layer.train(was_training)
+    return (image if layer.bias is None else image - layer.bias).T
 
 
 def _product(module: LoraLinear, adapter_name: str, up: Tensor, down: Tensor) -> Tensor:
