@@ -53,6 +53,8 @@ def init(
     components: Annotated[Literal["minor", "principal", "middle", "random"], typer.Option()] = "minor",
     base: Annotated[Literal["intact", "residual"], typer.Option(help="residual writes W − s·B₀A₀ too.")] = "intact",
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option()] = "float32",
+    jobs: Annotated[int | None, typer.Option(help="Weights at a time; all cores if left out.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="A folder that keeps the factors for the next time.")] = None,
 ) -> None:
     """Write the untrained adapter of a model, to start any trainer from."""
     from milora.method.export import save_residual_pair
@@ -64,7 +66,8 @@ def init(
     names: str | list[str] = targets if targets == "all-linear" else targets.split(",")
     adapter = AdapterSection(rank=rank, alpha=alpha, target_modules=names, components=components, base=base)
     check_targets(section, adapter)
-    peft_model, _ = add_adapter(load_model(section), adapter, seed=0)
+    cores = jobs if jobs is not None else os.cpu_count() or 1
+    peft_model, _ = add_adapter(load_model(section), adapter, seed=0, jobs=cores, cache=cache)
     if base == "residual":
         save_residual_pair(output, peft_model)
     else:

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,23 +12,26 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.model import LoraModel
 from torch import Tensor
 
+from milora.method.certificate import Certificate
+from milora.method.decomposition import Choice, decompose_layers
 from milora.method.errors import MiloraError
 from milora.method.layers import MARK, check_adapter, check_base, check_residual, linear_layers, tied_weights
-from milora.method.spectrum import Components, Factors, Scale, decompose_weight
-from milora.method.variant import Base, attach_factors, read_weight
+from milora.method.spectrum import Components, Factors, Scale
+from milora.method.variant import Base, attach_factors
 
 VANISHING = 1e-3  # of the largest singular value: below it B₀ and A₀ are too small to train from
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer: its rank, the singular values its factors hold (first, last), the largest of its weight, and the
-    rounding error ‖round(W_p) − W_p‖/‖s·B₀A₀‖ of a residual weight (0 for intact)."""
+    """One layer: its rank, the singular values its factors hold (first, last), the largest of its weight, the rounding
+    error ‖round(W_p) − W_p‖/‖s·B₀A₀‖ of a residual weight (0 for intact), and the certificate of its decomposition."""
 
     rank: int
     band: tuple[float, float]
     largest: float
     rounding_error: float
+    certificate: Certificate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ def initialize_lora_milora_weights(
     base: Base = "intact",
     scale: Scale = "singular",
     seed: int = 0,
+    jobs: int = 1,
+    cache: Path | None = None,
 ) -> InitializationReport:
     """Start a LoRA adapter from singular components of its base weights, in place; the outputs do not change.
 
@@ -61,6 +67,7 @@ def initialize_lora_milora_weights(
             patterns and rsLoRA come for free.
         components, scale, seed: see `decompose_weight`.
         base: which of the two forms.
+        jobs, cache: see `decompose_layers`.
 
     Raises:
         MiloraError: the adapter cannot be started exactly (DoRA, a second initialisation, an unsupported layer, a
@@ -76,7 +83,7 @@ def initialize_lora_milora_weights(
     elif base != "intact":
         raise MiloraError(f"base={base!r} is unknown", "choose intact or residual")
     if milora_state_dict is None:
-        factors = _decompose(layers, adapter_name, components, scale, seed)
+        factors = decompose_layers(layers, adapter_name, Choice(components, scale, seed), jobs=jobs, cache=cache)
     else:
         factors = {name: _factors_from(milora_state_dict, name, layer, adapter_name) for name, layer in layers.items()}
         for name, layer in layers.items():
@@ -88,7 +95,11 @@ def initialize_lora_milora_weights(
         is_tied = id(layer.get_base_layer().weight) in tied
         rounding_error = attach_factors(layer, adapter_name, A, B, base=base, tied=is_tied)
         reports[name] = LayerReport(
-            len(values), (values[0].item(), values[-1].item()), factors[name].largest, rounding_error
+            len(values),
+            (values[0].item(), values[-1].item()),
+            factors[name].largest,
+            rounding_error,
+            factors[name].certificate,
         )
     mark_adapter(model, adapter_name)
     return InitializationReport(reports, time.perf_counter() - started, _warnings(reports, scale))
@@ -101,6 +112,8 @@ def get_milora_state_dict(
     components: Components = "minor",
     scale: Scale = "singular",
     seed: int = 0,
+    jobs: int = 1,
+    cache: Path | None = None,
 ) -> dict[str, Tensor]:
     """Decompose the base weights of an adapter's layers and change nothing.
 
@@ -111,7 +124,8 @@ def get_milora_state_dict(
     layers = linear_layers(model, adapter_name)
     check_adapter(model, adapter_name, layers)
     state: dict[str, Tensor] = {}
-    for name, factors in _decompose(layers, adapter_name, components, scale, seed).items():
+    choice = Choice(components, scale, seed)
+    for name, factors in decompose_layers(layers, adapter_name, choice, jobs=jobs, cache=cache).items():
         values = torch.cat([factors.singular_values, factors.singular_values.new_tensor([factors.largest])])
         state |= {f"{name}.lora_A.weight": factors.A, f"{name}.lora_B.weight": factors.B, f"{name}.{_VALUES}": values}
     return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
@@ -135,21 +149,6 @@ def _combine_ordinary(model: PeftModel, adapters: list[str], *args: Any, **kwarg
                 "save it with save_milora_as_lora, load that as an ordinary adapter and combine that",
             )
     LoraModel.add_weighted_adapter(model.base_model, adapters, *args, **kwargs)
-
-
-def _decompose(
-    layers: dict[str, LoraLinear], adapter_name: str, components: Components, scale: Scale, seed: int
-) -> dict[str, Factors]:
-    factors: dict[str, Factors] = {}
-    for name, layer in layers.items():
-        rank, scaling = layer.r[adapter_name], layer.scaling[adapter_name]
-        try:
-            factors[name] = decompose_weight(
-                read_weight(layer), rank, components=components, scale=scale, scaling=scaling, seed=seed
-            )
-        except MiloraError as error:
-            raise MiloraError(f"{name}: {error.message}", error.hint) from error
-    return factors
 
 
 def _factors_from(state: dict[str, Tensor], name: str, layer: LoraLinear, adapter_name: str) -> Factors:

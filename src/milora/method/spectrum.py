@@ -1,15 +1,20 @@
 """One weight → the factors of a band of its singular components."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from milora.method.certificate import Band, Certificate, certify, objection
+from milora.method.direct import exact_band, gram_band
 from milora.method.errors import MiloraError
+from milora.method.lanczos import has_room, lanczos_bands
 
 Components = Literal["minor", "principal", "middle", "random"]
 Scale = Literal["singular", "orthonormal"]
+Solver = Literal["auto", "lanczos", "gram", "exact"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +22,15 @@ class Factors:
     """The rank-r band `scaling · B @ A` of a weight `(out, in)`, and the singular values it was made from.
 
     `B` is `(out, r)`, `A` is `(r, in)`, `singular_values` `(r,)` descending; all float32, or float64 for a
-    float64 weight. `largest` is the largest singular value of the whole weight.
+    float64 weight. `largest` is the largest singular value of the whole weight, within 1 %. `certificate` says how
+    the band was found and how good it is; None for factors that were read, not computed.
     """
 
     B: Tensor
     A: Tensor
     singular_values: Tensor
     largest: float
+    certificate: Certificate | None = None
 
 
 def decompose_weight(
@@ -33,6 +40,7 @@ def decompose_weight(
     components: Components = "minor",
     scale: Scale = "singular",
     scaling: float = 1.0,
+    solver: Solver = "auto",
     seed: int = 0,
 ) -> Factors:
     """Return the factors of `rank` singular components of `weight` (arXiv 2406.09044, section 3).
@@ -43,37 +51,94 @@ def decompose_weight(
         scale="orthonormal":  B = U_m             A = V_mᵀ / s         so that  s·B A = U_m V_mᵀ
 
     Args:
-        weight: `(out, in)`, any floating dtype; decomposed in float32, or float64 if it is that already.
+        weight: `(out, in)`, any floating dtype; decomposed to the precision of float32, or of float64 if it is that.
         rank: r, at most min(out, in).
         components: the last r ("minor", MiLoRA), the first r ("principal", PiSSA), the r around the middle of the
             spectrum, or r drawn by `seed` without replacement (paper section 5, table 6).
         scale: whether the singular values go into the factors.
         scaling: s, LoRA's alpha / r or alpha / √r.
-        seed: of "random" only.
+        solver: "lanczos" (block Lanczos, either end of the spectrum), "gram" (eigenvectors of WᵀW), "exact" (full
+            SVD), or the fastest of them. A result that fails its certificate is replaced by the exact one.
+        seed: of "random" and of the start of "lanczos".
 
     Signs are canonical: the entry of largest magnitude in each column of U is positive.
 
     Raises:
-        MiloraError: the weight is not a finite matrix, the rank is out of range, or an option is unknown.
+        MiloraError: the weight is not a finite matrix, the rank is out of range, an option is unknown or does not fit
+            the others, or not even the exact decomposition passes the certificate.
     """
-    _check(weight, rank, components, scale)
+    _check(weight, rank, components, scale, solver)
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    U, S, Vh = torch.linalg.svd(weight.detach().to(dtype), full_matrices=False)
-    chosen = _choose(components, rank, len(S), seed).to(S.device)
-    U, band, Vh = U[:, chosen], S[chosen], Vh[chosen]
+    W = weight.detach().to(dtype)
+    tall = W.shape[0] >= W.shape[1]
+    band, certificate = _certified_band(W if tall else W.T, rank, components, solver, seed)
+    U, V = (band.U, band.V) if tall else (band.V, band.U)
     signs = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True))).squeeze(0)
-    U, Vh = U * signs, Vh * signs.unsqueeze(1)
+    B, A, S = (X.to(weight.device, dtype) for X in (U * signs, (V * signs).T, band.S))
     if scale == "orthonormal":
-        return Factors(U, Vh / scaling, band, S[0].item())
-    root = (band / scaling).sqrt()
-    return Factors(U * root, root.unsqueeze(1) * Vh, band, S[0].item())
+        return Factors(B, A / scaling, S, band.largest, certificate)
+    root = (S / scaling).sqrt()
+    return Factors(B * root, root.unsqueeze(1) * A, S, band.largest, certificate)
 
 
-def _check(weight: Tensor, rank: int, components: str, scale: str) -> None:
+def _certified_band(
+    W: Tensor, rank: int, components: Components, solver: Solver, seed: int, reasons: tuple[str, ...] = ()
+) -> tuple[Band, Certificate]:
+    """The band of a tall `W` from the first method that passes: the one asked for, the exact ones, the CPU's."""
+    for method in dict.fromkeys([_method(W, rank, components, solver), "exact", "exact float64"]):
+        reason = f"{method}: nothing to start from"
+        try:
+            # On a GPU float64 costs little, and float32 may silently be TF32.
+            precise = W if method == "exact" and W.is_cpu else W.double()
+            # What float64 computes is held to the rounding of W itself, LAPACK in W's own precision to LAPACK's bound.
+            noise = torch.finfo(W.dtype).eps * (8 if precise.dtype != W.dtype else 4 * len(W) ** 0.5)
+            for band in _bands(method, W, precise, rank, components, seed):
+                certificate = certify(precise, band, method, fallback="; ".join(reasons))
+                reason = objection(certificate, band, components, noise)
+                if not reason:
+                    return band, certificate
+        except (torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            reason = f"{method} on {W.device}: {error}"
+            if not W.is_cpu:
+                return _certified_band(W.cpu(), rank, components, solver, seed, (*reasons, reason))
+        reasons += (reason,)
+    raise MiloraError(f"no decomposition passed its certificate: {'; '.join(reasons)}", "please report this weight")
+
+
+def _bands(method: str, W: Tensor, precise: Tensor, rank: int, components: Components, seed: int) -> Iterable[Band]:
+    """What `method` offers, for a tall `W` in its own and in the method's precision."""
+    if method == "lanczos":
+        if not has_room(rank, W.shape[1]):
+            return []
+        return lanczos_bands(W if W.is_cpu else precise, precise, rank, components, seed)
+    chosen = _choose(components, rank, W.shape[1], seed).to(W.device)
+    return [gram_band(precise, chosen) if method == "gram" else exact_band(precise, chosen)]
+
+
+def _method(W: Tensor, rank: int, components: Components, solver: Solver) -> str:
+    """The fastest method that can be expected to pass, unless one is named."""
+    if solver != "auto":
+        return solver
+    m, n = W.shape
+    if W.dtype == torch.float64 or n < 64:
+        return "exact"
+    # The principal end of a weight is crowded: it needs more steps than the minor one, of cheaper products.
+    share = {"minor": 8, "principal": 8} if n >= 1024 else {"minor": 10, "principal": 32}
+    if n >= 384 and components in share and rank <= n // share[components]:
+        return "lanczos"
+    # For a square weight, eigh in float64 takes as long as the full decomposition in float32.
+    return "gram" if m > n + n // 4 else "exact"
+
+
+def _check(weight: Tensor, rank: int, components: str, scale: str, solver: str) -> None:
     if components not in get_args(Components):
         raise MiloraError(f"components={components!r} is unknown", f"choose one of {', '.join(get_args(Components))}")
     if scale not in get_args(Scale):
         raise MiloraError(f"scale={scale!r} is unknown", f"choose one of {', '.join(get_args(Scale))}")
+    if solver not in get_args(Solver):
+        raise MiloraError(f"solver={solver!r} is unknown", f"choose one of {', '.join(get_args(Solver))}")
+    if solver == "lanczos" and components not in ("minor", "principal"):
+        raise MiloraError(f"solver='lanczos' cannot find {components} components", "use solver='auto'")
     if weight.ndim != 2:
         raise MiloraError(f"a weight must be a matrix, got shape {tuple(weight.shape)}", "pass a 2-D tensor")
     if not 1 <= rank <= min(weight.shape):
@@ -81,7 +146,7 @@ def _check(weight: Tensor, rank: int, components: str, scale: str) -> None:
             f"rank {rank} is outside 1 … {min(weight.shape)}, the rank of a {tuple(weight.shape)} weight at most",
             "lower the rank, or set one for this layer with rank_pattern",
         )
-    if not torch.isfinite(weight).all():
+    if not torch.stack(weight.aminmax()).isfinite().all():
         raise MiloraError("the weight holds NaN or Inf", "load an intact checkpoint")
 
 

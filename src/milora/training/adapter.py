@@ -1,5 +1,7 @@
 """A recipe's adapter section → a PeftModel, started as its method says."""
 
+from pathlib import Path
+
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
@@ -10,7 +12,7 @@ from milora.run.recipe import AdapterSection, ModelSection
 
 
 def add_adapter(
-    model: PreTrainedModel, section: AdapterSection, seed: int
+    model: PreTrainedModel, section: AdapterSection, seed: int, *, jobs: int, cache: Path | None = None
 ) -> tuple[PeftModel, InitializationReport | None]:
     """Put the section's adapter on a model. Seed first: LoRA draws A at random.
 
@@ -32,7 +34,13 @@ def add_adapter(
     if section.method == "lora":
         return peft_model, None
     report = initialize_lora_milora_weights(
-        peft_model, components=section.components, base=section.base, scale=section.scale, seed=seed
+        peft_model,
+        components=section.components,
+        base=section.base,
+        scale=section.scale,
+        seed=seed,
+        jobs=jobs,
+        cache=cache,
     )
     return peft_model, report
 

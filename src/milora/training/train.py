@@ -58,7 +58,7 @@ def train(run: RunDirectory) -> None:
     if checkpoint is not None and recipe.adapter.method == "milora":
         peft_model = load_milora(model, checkpoint, base=recipe.adapter.base, is_trainable=True)
     else:
-        peft_model, initialization = add_adapter(model, recipe.adapter, recipe.seed)
+        peft_model, initialization = add_adapter(model, recipe.adapter, recipe.seed, jobs=torch.get_num_threads())
         if initialization is not None:
             run.write("initialization.json", asdict(initialization))
 

@@ -1,0 +1,71 @@
+"""Factors on disk, addressed by what they were made from."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from milora.method.certificate import Certificate
+from milora.method.spectrum import Factors
+
+VERSION = "1"  # changes whenever the same weight and options would give other factors
+
+
+class FactorCache:
+    """A folder of factors. An entry is found by the bytes of its weight and its options, and checked by its own bytes.
+
+    What is truncated, altered or unreadable counts as absent, and is written again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, weight: Tensor, options: dict[str, Any]) -> Path:
+        """Return where the factors of this weight under these options lie, or would."""
+        digest = hashlib.sha256(json.dumps([VERSION, str(weight.dtype), list(weight.shape), options]).encode())
+        digest.update(_bytes(weight))
+        return self.folder / f"{digest.hexdigest()}.safetensors"
+
+    def read(self, path: Path) -> Factors | None:
+        """Return the factors at `path`, or None if they are not there whole."""
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+                metadata = file.metadata()
+        except (FileNotFoundError, SafetensorError):
+            return None
+        if metadata.get("sha256") != _checksum(tensors, metadata["certificate"]):
+            return None
+        certificate = Certificate(**json.loads(metadata["certificate"]))
+        return Factors(tensors["B"], tensors["A"], tensors["S"], tensors["largest"].item(), certificate)
+
+    def write(self, path: Path, factors: Factors) -> None:
+        """Write through a temporary name, so that a killed process leaves no half entry."""
+        assert factors.certificate is not None
+        largest = torch.tensor(factors.largest, dtype=torch.float64)
+        tensors = {"B": factors.B, "A": factors.A, "S": factors.singular_values, "largest": largest}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        certificate = json.dumps(asdict(factors.certificate))
+        unfinished = path.with_name(f".{path.name}-{os.getpid()}")
+        save_file(tensors, unfinished, {"certificate": certificate, "sha256": _checksum(tensors, certificate)})
+        unfinished.replace(path)
+
+
+def _checksum(tensors: dict[str, Tensor], certificate: str) -> str:
+    digest = hashlib.sha256(certificate.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + _bytes(tensors[name]))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,119 @@
+"""What is known about a band of singular components after it was found: the certificate, and the mark it must pass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RELATIVE_MARK = 1e-4
+"""A residual or a missed singular value below this share of the band is lost when the factors are stored in bf16."""
+
+SKETCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Singular components W V = U diag(S): `U` (m, r), `S` (r,) descending, `V` (n, r).
+
+    `largest` is the largest singular value of W. `beyond` is the nearest singular value known outside the band: the
+    smallest above a minor band, the largest below a principal one; None where the band is not an end of the spectrum.
+    """
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
+    largest: float
+    beyond: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """How well a band solves the singular value problem of its weight W, and how it was found.
+
+    Attributes:
+        method: "lanczos", "gram", "exact", or "exact float64", the last resort of a float32 weight.
+        residual: the larger of ‖W V − U S‖ and ‖Wᵀ U − V S‖ (Frobenius), divided by σ_max √r.
+        relative_residual: the same, divided by ‖S_m‖; infinite for a band of zeros.
+        orthonormality: the larger of ‖UᵀU − I‖ and ‖VᵀV − I‖, divided by √r.
+        beyond: the nearest singular value seen outside the band, None for "middle" and "random".
+        fallback: why a faster method's result was refused, or a device left; empty if nothing was.
+
+    Measured in the precision of the solver, before the factors are rounded to the dtype they are returned in.
+    """
+
+    method: str
+    residual: float
+    relative_residual: float
+    orthonormality: float
+    beyond: float | None
+    fallback: str = ""
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether another method or device than the one tried first gave the result."""
+        return bool(self.fallback)
+
+
+def certify(W: Tensor, band: Band, method: str, *, fallback: str = "") -> Certificate:
+    """Measure `band` against `W` (m, n).
+
+    Above `SKETCH` components, Frobenius norms are estimated without bias from as many random combinations of them
+    (Hutchinson 1990): the square is that of a χ² with 16 degrees of freedom or more, a tenth of the norm in 1 of 1e14.
+    """
+    U, S, V = band.U, band.S, band.V
+    rank = len(S)
+    if rank > SKETCH:
+        generator = torch.Generator().manual_seed(rank)
+        combine = (torch.randn(rank, SKETCH, generator=generator, dtype=torch.float64) / SKETCH**0.5).to(S)
+    else:
+        combine = torch.eye(rank, dtype=S.dtype, device=S.device)
+    combine_U, combine_V, combine_S = U @ combine, V @ combine, S.unsqueeze(1) * combine
+    residual = max((W @ combine_V - U @ combine_S).norm().item(), (W.T @ combine_U - V @ combine_S).norm().item())
+    deviation = max((U.T @ combine_U - combine).norm().item(), (V.T @ combine_V - combine).norm().item())
+    size, scale = S.norm().item(), band.largest * rank**0.5
+    return Certificate(
+        method=method,
+        residual=residual / scale if scale else residual,
+        relative_residual=residual / size if size else float("inf"),
+        orthonormality=deviation / rank**0.5,
+        beyond=band.beyond,
+        fallback=fallback,
+    )
+
+
+def objection(certificate: Certificate, band: Band, components: str, noise: float) -> str:
+    """Why the band must not be used, or "" if it may.
+
+    `noise` is the rounding to expect, as a share of σ_max: singular values that differ by less are one.
+    """
+    if not (certificate.residual <= noise or certificate.relative_residual <= RELATIVE_MARK):
+        return f"{certificate.method}: residual {certificate.relative_residual:.1e} of the band"
+    if not certificate.orthonormality <= noise:
+        return f"{certificate.method}: orthonormal only to {certificate.orthonormality:.1e}"
+    slack = noise * band.largest
+    match components, band.beyond:
+        case "minor", float(beyond) if beyond < band.S[0].item() * (1 - RELATIVE_MARK) - slack:
+            return f"{certificate.method}: a component at {beyond:.3e} was missed"
+        case "principal", float(beyond) if beyond > band.S[-1].item() * (1 + RELATIVE_MARK) + slack:
+            return f"{certificate.method}: a component at {beyond:.3e} was missed"
+    return ""
+
+
+def probe(W: Tensor, V: Tensor, apply: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a component missed by V (n, r) would show: values, ascending, and vectors of W in its complement.
+
+    Rayleigh–Ritz in a Krylov space of the complement. `apply` amplifies the wanted end of the spectrum; `start` (n, b)
+    is random and owes nothing to the solver's own. A singular value reported is never beyond the true extreme.
+    """
+    blocks, block = [], start
+    for _ in range(3):
+        block = apply(block).to(V.dtype)
+        block = torch.linalg.qr(block - V @ (V.T @ block)).Q
+        blocks.append(block)
+    space = torch.cat(blocks, dim=1)
+    for _ in range(2):
+        space = torch.linalg.qr(space - V @ (V.T @ space)).Q
+    image = W @ space
+    squares, rotation = torch.linalg.eigh(image.T @ image)
+    return squares.clamp(min=0).sqrt(), space @ rotation

@@ -1,0 +1,89 @@
+"""Many weights → their factors: over several cores, from a cache, with a progress bar."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from tqdm import tqdm
+
+from milora.method.cache import FactorCache
+from milora.method.errors import MiloraError
+from milora.method.spectrum import Components, Factors, Scale, decompose_weight
+from milora.method.variant import read_weight
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which components of every weight, and how they go into the factors; see `decompose_weight`."""
+
+    components: Components = "minor"
+    scale: Scale = "singular"
+    seed: int = 0
+
+
+def decompose_layers(
+    layers: dict[str, LoraLinear], adapter_name: str, choice: Choice, *, jobs: int = 1, cache: Path | None = None
+) -> dict[str, Factors]:
+    """Return the factors of every layer's base weight; rank and scaling are the layers' own.
+
+    Args:
+        jobs: weights at a time, each on one thread of its own where there are more than one: for matrices of this size
+            two threads on two weights beat two threads on one. Memory beyond the model is a few weights for each.
+        cache: a folder in which factors are looked up and kept.
+
+    Raises:
+        MiloraError: with the name of the layer whose weight cannot be decomposed.
+    """
+    store = FactorCache(cache) if cache else None
+
+    def decompose(name: str) -> Factors:
+        layer = layers[name]
+        rank, scaling = layer.r[adapter_name], layer.scaling[adapter_name]
+        try:
+            weight = read_weight(layer)
+            path = store.path(weight, {"rank": rank, "scaling": scaling, **asdict(choice)}) if store else None
+            found = store.read(path) if store and path else None
+            factors = found or decompose_weight(weight, rank, scaling=scaling, **asdict(choice))
+        except MiloraError as error:
+            raise MiloraError(f"{name}: {error.message}", error.hint) from error
+        if store and path and not found:
+            store.write(path, factors)
+        return factors
+
+    work = {name: _cost(layer) for name, layer in layers.items()}
+    # Counted in operations, not in matrices: the time left is then honest where shapes differ. Off without a terminal.
+    bar = tqdm(total=sum(work.values()), desc="decomposing", disable=None, bar_format=BAR)
+    factors: dict[str, Factors] = {}
+    with bar, _workers(jobs) as pool:
+        for name, result in zip(layers, pool.map(decompose, layers), strict=True):
+            factors[name] = result
+            bar.set_postfix_str(name.removeprefix("base_model.model."), refresh=False)
+            bar.update(work[name])
+    return factors
+
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
+
+
+def _cost(layer: LoraLinear) -> int:
+    """Operations of a decomposition, up to a factor: m n² for m ≥ n."""
+    small, large = sorted((layer.in_features, layer.out_features))
+    return int(large * small**2)
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads suffice: LAPACK runs without Python's lock."""
+    if jobs < 1:
+        raise MiloraError(f"jobs={jobs} is below 1", "give the number of cores to use")
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(jobs, initializer=lambda: torch.set_num_threads(threads if jobs == 1 else 1))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

@@ -1,0 +1,42 @@
+"""Solvers that find the whole spectrum and keep a band of it."""
+
+import torch
+from torch import Tensor
+
+from milora.method.certificate import Band
+from milora.method.inverse import gram_lower
+
+
+def exact_band(W: Tensor, chosen: Tensor) -> Band:
+    """The singular components at the indices `chosen` of the full singular value decomposition of `W` (m, n)."""
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    return Band(U[:, chosen], S[chosen], Vh[chosen].T, S[0].item(), _beyond(S, chosen))
+
+
+def gram_band(W: Tensor, chosen: Tensor) -> Band:
+    """The same for a tall float64 `W` from the eigenvectors V of WᵀW in float64, and U S = W V for the band alone.
+
+    The Gram matrix squares the condition, so that values below about 1e-7 σ_max are blurred; those are sorted out on W.
+    """
+    values, vectors = torch.linalg.eigh(gram_lower(W))
+    spectrum = values.flip(0).clamp(min=0).sqrt()
+    V = vectors.flip(1)[:, chosen]
+    image = W @ V
+    S = image.norm(dim=0)
+    if S.min() > 1e-4 * spectrum[0]:
+        U = image / S
+    else:
+        U, S, rotation = torch.linalg.svd(image, full_matrices=False)
+        V = V @ rotation.T
+    return Band(U, S, V, spectrum[0].item(), _beyond(spectrum, chosen))
+
+
+def _beyond(spectrum: Tensor, chosen: Tensor) -> float | None:
+    """The singular value next to a band at either end of the descending `spectrum`; None for any other band."""
+    rank, total = len(chosen), len(spectrum)
+    first, last = int(chosen[0]), int(chosen[-1])
+    if rank == total or last - first + 1 != rank:
+        return None
+    if last == total - 1:
+        return spectrum[first - 1].item()
+    return spectrum[rank].item() if first == 0 else None
