@@ -11,6 +11,7 @@ import milora
 def test_all_names_resolve_and_are_documented():
     assert milora.__all__ == [
         "__version__",
+        "Certificate",
         "ExportReport",
         "Factors",
         "InitializationReport",

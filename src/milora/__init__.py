@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from milora.method.adapter import LayerReport as LayerReport
     from milora.method.adapter import get_milora_state_dict as get_milora_state_dict
     from milora.method.adapter import initialize_lora_milora_weights as initialize_lora_milora_weights
+    from milora.method.certificate import Certificate as Certificate
     from milora.method.checkpoint import load_milora as load_milora
     from milora.method.errors import MiloraError as MiloraError
     from milora.method.export import ExportReport as ExportReport
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = version("milora")
 
 _HOME = {
+    "Certificate": "certificate",
     "Factors": "spectrum",
     "decompose_weight": "spectrum",
     "InitializationReport": "adapter",
