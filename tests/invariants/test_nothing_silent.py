@@ -48,6 +48,16 @@ def test_load_sends_ordinary_adapters_to_peft(load_small, tmp_path):
         milora.load_milora(load_small(), tmp_path)
 
 
+def test_load_refuses_what_is_not_whole(load_small, tmp_path):
+    with pytest.raises(MiloraError, match=r"holds no adapter_model\.safetensors"):
+        milora.load_milora(load_small(), tmp_path)
+    add_milora(load_small()).save_pretrained(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(MiloraError, match="not whole"):
+        milora.load_milora(load_small(), tmp_path)
+
+
 def test_saved_config_names_the_original_base(small_model, load_small, tmp_path):
     model = add_milora(load_small())
     model.save_pretrained(tmp_path)

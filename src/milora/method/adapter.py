@@ -15,7 +15,7 @@ from torch import Tensor
 from milora.method.certificate import Certificate
 from milora.method.decomposition import Choice, decompose_layers
 from milora.method.errors import MiloraError
-from milora.method.layers import MARK, check_adapter, check_base, check_residual, linear_layers, tied_weights
+from milora.method.layers import MARK, check_base, ready_layers, tied_weights
 from milora.method.spectrum import Components, Factors, Scale
 from milora.method.variant import Base, attach_factors
 
@@ -75,13 +75,7 @@ def initialize_lora_milora_weights(
             then unchanged.
     """
     started = time.perf_counter()
-    layers = linear_layers(model, adapter_name)
-    tied = tied_weights(model)
-    check_adapter(model, adapter_name, layers)
-    if base == "residual":
-        check_residual(layers, tied)
-    elif base != "intact":
-        raise MiloraError(f"base={base!r} is unknown", "choose intact or residual")
+    layers = ready_layers(model, adapter_name, base)
     if milora_state_dict is None:
         factors = decompose_layers(layers, adapter_name, Choice(components, scale, seed), jobs=jobs, cache=cache)
     else:
@@ -89,19 +83,18 @@ def initialize_lora_milora_weights(
         for name, layer in layers.items():
             check_base(name, layer, factors[name].A, factors[name].B)
 
-    reports: dict[str, LayerReport] = {}
-    for name, layer in layers.items():
-        A, B, values = factors[name].A, factors[name].B, factors[name].singular_values
-        is_tied = id(layer.get_base_layer().weight) in tied
-        rounding_error = attach_factors(layer, adapter_name, A, B, base=base, tied=is_tied)
-        reports[name] = LayerReport(
-            len(values),
-            (values[0].item(), values[-1].item()),
-            factors[name].largest,
-            rounding_error,
-            factors[name].certificate,
+    pairs = {name: (found.A, found.B) for name, found in factors.items()}
+    rounding_errors = start_layers(model, adapter_name, layers, pairs, base)
+    reports = {
+        name: LayerReport(
+            len(found.singular_values),
+            (found.singular_values[0].item(), found.singular_values[-1].item()),
+            found.largest,
+            rounding_errors[name],
+            found.certificate,
         )
-    mark_adapter(model, adapter_name)
+        for name, found in factors.items()
+    }
     return InitializationReport(reports, time.perf_counter() - started, _warnings(reports, scale))
 
 
@@ -121,8 +114,7 @@ def get_milora_state_dict(
     `(r + 1,)`, the band's and then the weight's largest, on the CPU; see `initialize_lora_milora_weights` for the
     arguments and errors.
     """
-    layers = linear_layers(model, adapter_name)
-    check_adapter(model, adapter_name, layers)
+    layers = ready_layers(model, adapter_name, "intact")
     state: dict[str, Tensor] = {}
     choice = Choice(components, scale, seed)
     for name, factors in decompose_layers(layers, adapter_name, choice, jobs=jobs, cache=cache).items():
@@ -134,11 +126,26 @@ def get_milora_state_dict(
 _VALUES = "singular_values"
 
 
-def mark_adapter(model: PeftModel, adapter_name: str) -> None:
-    """Make the saved config say that the adapter needs its initial factors, and guard what PEFT would combine."""
+def start_layers(
+    model: PeftModel,
+    adapter_name: str,
+    layers: dict[str, LoraLinear],
+    factors: dict[str, tuple[Tensor, Tensor]],
+    base: Base,
+) -> dict[str, float]:
+    """Attach (A₀, B₀) to each layer and mark the adapter; return the rounding errors of residual weights."""
+    tied = tied_weights(model)
+    rounding_errors = {
+        name: attach_factors(
+            layer, adapter_name, *factors[name], base=base, tied=id(layer.get_base_layer().weight) in tied
+        )
+        for name, layer in layers.items()
+    }
+    # The saved config says that the adapter needs its initial factors.
     model.peft_config[adapter_name].init_lora_weights = MARK
     # PEFT has no hook there, and reads lora_A and lora_B directly. A partial, since deepcopy follows its arguments.
     model.base_model.add_weighted_adapter = partial(_combine_ordinary, model)
+    return rounding_errors
 
 
 def _combine_ordinary(model: PeftModel, adapters: list[str], *args: Any, **kwargs: Any) -> None:

@@ -4,22 +4,16 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from milora.method.adapter import mark_adapter
+from milora.method.adapter import start_layers
 from milora.method.errors import MiloraError
-from milora.method.layers import (
-    MARK,
-    check_adapter,
-    check_base,
-    check_residual,
-    linear_layers,
-    tied_weights,
-)
-from milora.method.variant import INITIAL_A, INITIAL_B, Base, attach_factors
+from milora.method.layers import MARK, check_base, ready_layers
+from milora.method.variant import INITIAL_A, INITIAL_B, Base
 
 
 def load_milora(
@@ -48,12 +42,16 @@ def load_milora(
     if not folder.exists():
         folder = Path(snapshot_download(str(path), allow_patterns=["adapter_*"]))
     weights_file = folder / SAFETENSORS_WEIGHTS_NAME
-    if not weights_file.is_file():
-        raise MiloraError(f"{path} holds no {SAFETENSORS_WEIGHTS_NAME}", "name a folder that save_pretrained wrote")
+    for file in (weights_file, folder / CONFIG_NAME):
+        if not file.is_file():
+            raise MiloraError(f"{path} holds no {file.name}", "name a folder that save_pretrained wrote")
     config = LoraConfig.from_pretrained(str(folder))
     if config.init_lora_weights != MARK:
         raise MiloraError(f"{path} is an ordinary adapter", "load it with PeftModel.from_pretrained")
-    state = load_file(weights_file)
+    try:
+        state = load_file(weights_file)
+    except SafetensorError as error:
+        raise MiloraError(f"{weights_file} is not whole: {error}", "save the adapter again") from error
     config.init_lora_weights = True
     config.inference_mode = not is_trainable
     if isinstance(base_model, PeftModel):
@@ -71,17 +69,13 @@ def load_milora(
         else:
             model.unload()
         raise
-    mark_adapter(model, adapter_name)
     set_peft_model_state_dict(model, state, adapter_name)
     return model if is_trainable else model.eval()
 
 
 def _start_layers(model: PeftModel, state: dict[str, Tensor], adapter_name: str, base: Base) -> None:
     """Check every layer's initial factors against its weight, then attach them all."""
-    layers, tied = linear_layers(model, adapter_name), tied_weights(model)
-    check_adapter(model, adapter_name, layers)
-    if base == "residual":
-        check_residual(layers, tied)
+    layers = ready_layers(model, adapter_name, base)
     initial = {}
     for name, layer in layers.items():
         try:
@@ -89,6 +83,4 @@ def _start_layers(model: PeftModel, state: dict[str, Tensor], adapter_name: str,
         except KeyError as error:
             raise MiloraError(f"the adapter's file lacks {error}", "it is not whole; save the adapter again") from error
         check_base(name, layer, *initial[name])
-    for name, layer in layers.items():
-        is_tied = id(layer.get_base_layer().weight) in tied
-        attach_factors(layer, adapter_name, *initial[name], base=base, tied=is_tied)
+    start_layers(model, adapter_name, layers, initial, base)

@@ -1,6 +1,7 @@
 """Which layers of a PeftModel can carry MiLoRA, and the rules they must keep."""
 
 from collections import Counter
+from typing import get_args
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -11,17 +12,27 @@ from peft.utils.integrations import get_bnb_param_type
 from torch import Tensor
 
 from milora.method.errors import MiloraError
-from milora.method.variant import IntactVariant, ResidualVariant, read_weight
+from milora.method.variant import Base, IntactVariant, ResidualVariant, read_weight
 
 MARK = "milora"  # init_lora_weights of an adapter that needs its initial factors: plain PEFT refuses the name
 
 
-def linear_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]:
-    """Return the linear LoRA layers of an adapter by name.
+def ready_layers(model: PeftModel, adapter_name: str, base: Base) -> dict[str, LoraLinear]:
+    """Return an adapter's linear LoRA layers by name, each able to take an exact start in the form `base`.
 
     Raises:
-        MiloraError: no PeftModel, no such adapter, not LoRA, or a layer of another kind.
+        MiloraError: the rule that is broken, the layer that breaks it, and the way out.
     """
+    layers = _linear_layers(model, adapter_name)
+    _check_adapter(model, adapter_name, layers)
+    if base not in get_args(Base):
+        raise MiloraError(f"base={base!r} is unknown", f"choose one of {', '.join(get_args(Base))}")
+    if base == "residual":
+        _check_residual(layers, tied_weights(model))
+    return layers
+
+
+def _linear_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]:
     if not isinstance(model, PeftModel):
         raise MiloraError(f"{type(model).__name__} is no PeftModel", "call get_peft_model(model, LoraConfig(…)) first")
     if adapter_name not in model.peft_config:
@@ -46,8 +57,7 @@ def linear_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]:
     return layers
 
 
-def check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLinear]) -> None:
-    """Raise unless every layer can take an exact start from its base weight."""
+def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLinear]) -> None:
     config = model.peft_config[adapter_name]
     assert isinstance(config, LoraConfig)
     refused = {
@@ -80,8 +90,7 @@ def check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLin
             raise MiloraError(f"{name}: the weight is on the meta device", "load the model's weights first")
 
 
-def check_residual(layers: dict[str, LoraLinear], tied: set[int]) -> None:
-    """Raise unless every layer's weight can be replaced by its residual."""
+def _check_residual(layers: dict[str, LoraLinear], tied: set[int]) -> None:
     for name, layer in layers.items():
         weight = layer.get_base_layer().weight
         if id(weight) in tied:
