@@ -58,6 +58,17 @@ def test_load_refuses_what_is_not_whole(load_small, tmp_path):
         milora.load_milora(load_small(), tmp_path)
 
 
+def test_an_ordinary_lora_is_not_loaded_over_a_milora_adapter(load_small, tmp_path):
+    milora.save_milora_as_lora(tmp_path, train_briefly(add_milora(load_small())), rank=8)
+    model = train_briefly(add_milora(load_small()))
+    before = logits_of(model)
+    for subject in (copy.deepcopy(model), model):
+        with pytest.raises(MiloraError, match="over the MiLoRA adapter"):
+            subject.load_adapter(tmp_path, "default")
+    assert torch.equal(logits_of(model), before)
+    model.load_adapter(tmp_path, "portable")
+
+
 def test_saved_config_names_the_original_base(small_model, load_small, tmp_path):
     model = add_milora(load_small())
     model.save_pretrained(tmp_path)

@@ -87,12 +87,14 @@ def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, 
 
     Returns the rounding error of a residual weight, ‖round(W_p) − W_p‖ / ‖s·B₀ A₀‖ in Frobenius norms; 0 for intact.
     """
+    if INITIAL_A not in module._modules:
+        for initial in (INITIAL_A, INITIAL_B):
+            setattr(module, initial, nn.ModuleDict())
+        module.other_param_names = (*module.other_param_names, INITIAL_A, INITIAL_B)  # delete_adapter deletes these
+        module.register_load_state_dict_pre_hook(_refuse_other_factors)
     for trained, initial, factor in (("lora_A", INITIAL_A, A), ("lora_B", INITIAL_B, B)):
         weight = getattr(module, trained)[adapter_name].weight
         weight.data = factor.to(weight.device, weight.dtype, copy=True).contiguous()
-        if initial not in module._modules:
-            setattr(module, initial, nn.ModuleDict())
-            module.other_param_names = (*module.other_param_names, initial)  # delete_adapter deletes these
         holder = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         holder.weight = nn.Parameter(weight.data.clone(), requires_grad=False)
         getattr(module, initial)[adapter_name] = holder
@@ -101,6 +103,17 @@ def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, 
         return 0.0
     module.lora_variant[adapter_name] = ResidualVariant(tied)
     return _subtract_initial_product(module, adapter_name)
+
+
+def _refuse_other_factors(module: LoraLinear, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Raise where A and B are to be loaded without the A₀ and B₀ that they started from."""
+    for adapter_name, variant in module.lora_variant.items():
+        trained, initial = (f"{prefix}{part}.{adapter_name}.weight" for part in ("lora_A", INITIAL_A))
+        if isinstance(variant, IntactVariant) and trained in state and initial not in state:
+            raise MiloraError(
+                f"{prefix.rstrip('.')}: an ordinary LoRA is to be loaded over the MiLoRA adapter {adapter_name!r}",
+                "load it under a name of its own",
+            )
 
 
 def update_factors(module: LoraLinear, adapter_name: str) -> tuple[Tensor, Tensor]:
