@@ -119,6 +119,10 @@ BAD = [
     (("train", "RECIPE", "adapter.rank=200"), "k_proj: rank 200 is outside 1 … 192"),
     (("train", "RECIPE", "data.name=none.jsonl"), "there is no such file"),
     (("train", "RECIPE", "model.name=/nowhere"), "cannot be loaded"),
+    (
+        ("train", "RECIPE", "model.name=/nowhere", "adapter.target_modules=[q_proj]"),
+        "model '/nowhere' cannot be loaded",
+    ),
     (("run", "RECIPE", "evaluation.tasks=[gsm9k]"), "there is no task gsm9k"),
     (("eval", "/nowhere"), "is no run directory"),
     (("export", "RUN", "--as", "lora", "--rank", "99"), "rank=99 is outside 1 … 8"),

@@ -156,9 +156,7 @@ def main() -> None:
     except MiloraError as error:
         _fail(error.message, error.hint)
     except OSError as error:
-        _fail(
-            f"{error.filename or 'writing'}: {error.strerror}", "free space, or choose another folder with --runs or -o"
-        )
+        _fail(str(error), "look at the path and the free space, or choose another folder with --runs or -o")
     except ImportError as error:
         _fail(f"{error}", "pip install 'milora[all]'")
 

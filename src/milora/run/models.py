@@ -70,9 +70,12 @@ def attach_adapter(model: PreTrainedModel, run: RunDirectory) -> PeftModel:
 
 def linear_names(section: ModelSection) -> list[str]:
     """Return the last name parts of the model's linear layers, from its config alone."""
-    config = AutoConfig.from_pretrained(
-        resolve_model(section.name), revision=section.revision, trust_remote_code=section.trust_remote_code
-    )
+    try:
+        config = AutoConfig.from_pretrained(
+            resolve_model(section.name), revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _unavailable(section.name, error) from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     kinds = ("Linear", "Conv1D")
