@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from milora.method.products import multiply
+
 RELATIVE_MARK = 1e-4
 """A residual or a missed singular value below this share of the band is lost when the factors are stored in bf16."""
 
@@ -69,7 +71,9 @@ def certify(W: Tensor, band: Band, method: str, *, fallback: str = "") -> Certif
     else:
         combine = torch.eye(rank, dtype=S.dtype, device=S.device)
     combine_U, combine_V, combine_S = U @ combine, V @ combine, S.unsqueeze(1) * combine
-    residual = max((W @ combine_V - U @ combine_S).norm().item(), (W.T @ combine_U - V @ combine_S).norm().item())
+    residual = max(
+        (multiply(W, combine_V) - U @ combine_S).norm().item(), (multiply(W.T, combine_U) - V @ combine_S).norm().item()
+    )
     deviation = max((U.T @ combine_U - combine).norm().item(), (V.T @ combine_V - combine).norm().item())
     size, scale = S.norm().item(), band.largest * rank**0.5
     return Certificate(
@@ -114,6 +118,6 @@ def probe(W: Tensor, V: Tensor, apply: Callable[[Tensor], Tensor], start: Tensor
     space = torch.cat(blocks, dim=1)
     for _ in range(2):
         space = torch.linalg.qr(space - V @ (V.T @ space)).Q
-    image = W @ space
+    image = multiply(W, space)
     squares, rotation = torch.linalg.eigh(image.T @ image)
     return squares.clamp(min=0).sqrt(), space @ rotation

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from milora.method.certificate import Band
-from milora.method.inverse import gram_lower
+from milora.method.products import gram_lower
 
 
 def exact_band(W: Tensor, chosen: Tensor) -> Band:

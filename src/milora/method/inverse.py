@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-Operator = Callable[[Tensor], Tensor]
+from milora.method.products import gram_lower
 
-PANELS = 4
+Operator = Callable[[Tensor], Tensor]
 
 
 def inverses(weight: Tensor, W: Tensor, largest: float) -> Iterator[Operator]:
@@ -22,23 +22,6 @@ def inverses(weight: Tensor, W: Tensor, largest: float) -> Iterator[Operator]:
     elif weight.dtype == torch.float32 and weight.is_cpu:
         yield from _by_cholesky(weight, largest)
     yield from _by_shifted_cholesky(W)
-
-
-def gram_lower(weight: Tensor) -> Tensor:
-    """WᵀW (n, n), of which only the lower triangle may be read: nearly half the work of the product."""
-    gram = weight.new_zeros(weight.shape[1], weight.shape[1])
-    panels = weight.chunk(PANELS, dim=1)
-    # oneDNN's float32 product uses AVX-512 where MKL's, on a processor that is not Intel's, does not.
-    onednn = weight.is_cpu and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if onednn:
-        panels = tuple(panel.T.contiguous().to_mkldnn() for panel in panels)
-    for i, rows in enumerate(gram.chunk(PANELS)):
-        for block, panel in zip(rows.chunk(PANELS, dim=1)[: i + 1], panels, strict=False):
-            if onednn:
-                block.copy_(torch.nn.functional.linear(panels[i], panel).to_dense())
-            else:
-                torch.mm(panels[i].T, panel, out=block)
-    return gram
 
 
 def _by_lu(weight: Tensor) -> Iterator[Operator]:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from milora.method.certificate import Band, probe
-from milora.method.inverse import Operator, gram_lower, inverses
+from milora.method.inverse import Operator, inverses
+from milora.method.products import gram_lower, multiply
 
 BLOCK = 16
-TOLERANCE = 3e-5
+TOLERANCE = {"minor": 3e-5, "principal": 3e-6}
 ROUNDS = 4
 
 
@@ -29,7 +30,7 @@ def lanczos_bands(weight: Tensor, W: Tensor, rank: int, components: str, seed: i
     largest = _largest(weight, generator)
     for apply in inverses(weight, W, largest) if minor else _products(weight, rank):
         start = _random(weight, BLOCK, generator)
-        basis = leading_eigenvectors(apply, start, rank, limit=6 * rank + 400, tolerance=TOLERANCE)
+        basis = leading_eigenvectors(apply, start, rank, limit=6 * rank + 400, tolerance=TOLERANCE[components])
         # U = W V / σ amplifies what leaked into V from a large direction by σ_max/σ; once more the inverse damps that
         # by (σ/σ_max)².
         image = apply(basis)
@@ -44,7 +45,7 @@ def lanczos_bands(weight: Tensor, W: Tensor, rank: int, components: str, seed: i
             beyond = (seen.min() if minor else seen.max()).item()
             basis, U, S, V = V[:, : rank + BLOCK], U[:, :rank], S[:rank], V[:, :rank]
             yield Band(*_descending(U, S, V, minor), max(largest, S.max().item()), beyond)
-            correction = apply(W.T @ U.contiguous() - V * S).double()
+            correction = apply(multiply(W.T, U) - V * S).double()
             basis = torch.cat([basis, correction, outside[:, :BLOCK] if minor else outside[:, -BLOCK:]], dim=1)
 
 
@@ -87,7 +88,7 @@ def leading_eigenvectors(apply: Operator, start: Tensor, wanted: int, *, limit: 
 def _ritz(W: Tensor, basis: Tensor, minor: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The singular triplets of W restricted to the span of `basis` (n, p): U (m, p), S (p,), V (n, p), wanted first."""
     Q = torch.linalg.qr(basis).Q
-    U, S, rotation = torch.linalg.svd(W @ Q, full_matrices=False)
+    U, S, rotation = torch.linalg.svd(multiply(W, Q), full_matrices=False)
     V = Q @ rotation.T
     return _descending(U, S, V, minor)
 
@@ -103,13 +104,13 @@ def _products(weight: Tensor, rank: int) -> Iterator[Operator]:
     if m >= 2 * n and rank > 2 * BLOCK:
         half = gram_lower(weight)
         gram = half.tril() + half.tril(-1).T
-        yield lambda X: gram @ X.to(gram.dtype)
+        yield lambda X: multiply(gram, X.to(gram.dtype))
     yield lambda X: _product(weight, X)
 
 
 def _product(weight: Tensor, X: Tensor) -> Tensor:
-    """WᵀW X. The second factor is copied into rows: a transposed product with thin columns is 3 times slower (MKL)."""
-    return weight.T @ (weight @ X.to(weight.dtype)).contiguous()
+    """WᵀW X, in the weight's precision."""
+    return multiply(weight.T, multiply(weight, X.to(weight.dtype)))
 
 
 def _largest(weight: Tensor, generator: torch.Generator) -> float:

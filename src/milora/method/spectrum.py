@@ -123,7 +123,7 @@ def _method(W: Tensor, rank: int, components: Components, solver: Solver) -> str
     if W.dtype == torch.float64 or n < 64:
         return "exact"
     # The principal end of a weight is crowded: it needs more steps than the minor one, of cheaper products.
-    share = {"minor": 8, "principal": 8} if n >= 1024 else {"minor": 10, "principal": 32}
+    share = {"minor": 8, "principal": 8} if n >= 1024 else {"minor": 10, "principal": 16}
     if n >= 384 and components in share and rank <= n // share[components]:
         return "lanczos"
     # For a square weight, eigh in float64 takes as long as the full decomposition in float32.
