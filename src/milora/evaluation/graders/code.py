@@ -1,0 +1,78 @@
+"""The function in a model's completion, and the program that tests it."""
+
+import ast
+import re
+import textwrap
+
+BLOCK = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE)
+TOP_LEVEL = re.compile(r"(?:async )?def |class |import |from |@|[A-Za-z_]\w* *(?::.*)?= *\S")
+
+
+def program(code: str, test: str, entry_point: str) -> str:
+    """The code, then HumanEval's tests of it."""
+    return f"{code}\n\n{test}\n\ncheck({entry_point})\n"
+
+
+def official_function(completion: str, prompt: str, entry_point: str) -> str:
+    """Read a completion as PiSSA does: its first Python block, cut at a main guard, an example, an assert.
+
+    Source: GraphPKU/PiSSA, utils/code_process.py, lines 23-51; evalplus then puts it after the prompt.
+    """
+    text = completion.replace("\r", "")
+    if "```python" in text:
+        text = text.partition("```python")[2].strip().partition("\n```")[0].strip()
+    for end in ('if __name__ == "__main__":', "# Example usage", "assert"):
+        text, found, _ = text.partition(end)
+        text = text.strip() if found else text
+    return prompt + text
+
+
+def extract_function(completion: str, prompt: str, entry_point: str) -> str:
+    """Return a program with the function `entry_point` from a completion: written out, or going on after the prompt.
+
+    The last code block that defines it, else the first block, else the whole text. What stands before its definition
+    in the prompt (imports, helpers) comes first; trailing lines that are no Python are left out. "" if nothing is left.
+    """
+    text = completion.replace("\r\n", "\n").replace("\t", "    ")
+    definition = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
+    blocks: list[str] = BLOCK.findall(text)
+    code = next((block for block in reversed(blocks) if definition.search(block)), blocks[0] if blocks else text)
+    code = re.split(r"^if __name__ *==", code, maxsplit=1, flags=re.MULTILINE)[0]
+    if definition.search(code):
+        first = next(number for number, line in enumerate(code.split("\n")) if TOP_LEVEL.match(line))
+        written = "\n".join(code.split("\n")[first:])
+        before = definition.split(prompt)[0]
+        return _parsable(f"{before}\n{written}", definition)
+    return _parsable(prompt + _as_body(code), definition)
+
+
+def _as_body(code: str) -> str:
+    """The lines of a function's body, indented again where a model lost the indent."""
+    lines = code.strip("\n").split("\n")
+    if not lines[0].startswith(" "):
+        inner = [line for line in lines[1:] if line.strip()]
+        if inner and all(line.startswith("    ") for line in inner) and not lines[0].rstrip().endswith(":"):
+            lines[0] = "    " + lines[0]
+        else:
+            return textwrap.indent("\n".join(lines), "    ") + "\n"
+    body = [lines[0]]
+    for line in lines[1:]:
+        if line[:1].strip() and not TOP_LEVEL.match(line):
+            break
+        body.append(line)
+    return "\n".join(body) + "\n"
+
+
+def _parsable(text: str, definition: re.Pattern[str]) -> str:
+    """The longest run of leading lines that is Python and defines the function."""
+    lines = text.split("\n")
+    for end in range(len(lines), 0, -1):
+        part = "\n".join(lines[:end])
+        if not definition.search(part):
+            break
+        try:
+            ast.parse(part)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        return part + "\n"
+    return ""

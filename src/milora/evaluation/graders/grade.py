@@ -1,0 +1,45 @@
+"""A verdict, and a way to reach many of them within limits."""
+
+import os
+import resource
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as OutOfTime
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from pebble import ProcessExpired, ProcessPool
+
+MEMORY = 4 * 2**30  # bytes of address space for each grading process
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The answer as it was read, None where none can be read, and whether it is right."""
+
+    answer: str | None
+    correct: bool
+
+
+def grade_within(grader: Callable[[str, str], Grade], pairs: Sequence[tuple[str, str]], seconds: float) -> list[Grade]:
+    """Grade (completion, gold) pairs in processes that are killed when one pair takes longer than `seconds`.
+
+    What runs out of time or memory, or takes its process down, is not correct; the others are not touched.
+    """
+    workers = min(os.cpu_count() or 1, len(pairs)) or 1
+    context = get_context("spawn")  # the parent may hold threads and a GPU
+    with ProcessPool(workers, initializer=_confine, initargs=(grader,), context=context) as pool:
+        futures = [pool.schedule(grader, args=list(pair), timeout=seconds) for pair in pairs]
+        return [_result(future) for future in futures]
+
+
+def _confine(grader: Callable[[str, str], Grade]) -> None:
+    """Limit this process; naming the grader imports its libraries before the first clock starts."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
+def _result(future: Future[Grade]) -> Grade:
+    try:
+        return future.result()
+    except (OutOfTime, ProcessExpired, MemoryError):
+        return Grade(None, False)

@@ -1,0 +1,174 @@
+"""Mathematical answers: as the authors compare them, and as math-verify does."""
+
+import re
+import warnings
+from math import isclose
+from tokenize import TokenError
+from typing import Any
+
+from math_verify import parse, verify
+from sympy import N, Rational, simplify
+from sympy.parsing.latex import parse_latex
+from sympy.parsing.latex.errors import LaTeXParsingError
+from sympy.parsing.sympy_parser import parse_expr
+
+from milora.evaluation.graders.grade import Grade
+from milora.evaluation.graders.normal_form import normalize
+from milora.evaluation.graders.numbers import MARKER, NEXT_PROMPT
+
+# What sympy raises on text that is no mathematics: the authors catch everything.
+UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    TokenError,
+    LaTeXParsingError,
+)
+# parse_expr evaluates Python. Only what can be nothing else than a formula gets there.
+FUNCTIONS = "sin|cos|tan|sec|csc|cot|log|ln|exp|sqrt|pi|oo"
+FORMULA = re.compile(rf"(?:\b(?:{FUNCTIONS})\b|\b\d*[a-zA-Z]\b|\d+(?:\.\d+)?|\.\d+|[-+*/(), !=<>])*")
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Return what the last \boxed{…} or \fbox{…} holds, braces inside it included; None where there is none."""
+    starts = [match.end() for match in re.finditer(r"\\(?:boxed|fbox)", text)]
+    if not starts:
+        return None
+    rest = text[starts[-1] :]
+    if not rest.startswith("{"):
+        bare = re.match(r"\s+([^\s$]+)", rest)
+        return bare and bare[1].rstrip(".")
+    depth = 0
+    for position, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return rest[1:position]
+    return None
+
+
+def official_mathematics(completion: str, gold: str) -> Grade:
+    """Grade as the authors do, without ever running a model's text: a string normal form, then sympy.
+
+    Source: sufenlp/MiLoRA, inference/MATH_inference.py, lines 21-40, inference/util.py, lines 226-250, and
+    inference/grader.py. Their exceptions count as correct, and 1e-4, ×100 and ÷100 pass.
+    """
+    _, marker, stated = completion.rpartition("The answer is: ")
+    if not marker:
+        return Grade(None, False)
+    stated = stated.split(".\n")[0].strip().removesuffix(".").strip()
+    try:
+        correct = (
+            _official_equal(*(left_right := (normalize(stated), normalize(gold)))) or left_right[0] == left_right[1]
+        )
+    except (AssertionError, IndexError, ValueError):
+        correct = bool(stated) or stated == gold
+    return Grade(stated, correct)
+
+
+def corrected_mathematics(completion: str, gold: str) -> Grade:
+    r"""Grade by math-verify what stands after the last "The answer is:", or else in the last \boxed{}.
+
+    Stricter in three things: a tuple or an interval needs its own brackets, a number in another base its own subscript,
+    and a decimal must be exactly the number, not near it.
+    """
+    answer = _stated(completion.split(NEXT_PROMPT)[0])
+    if not answer:
+        return Grade(None, False)
+    if _brackets(answer) != _brackets(gold) or _bases(answer) != _bases(gold):
+        return Grade(answer, False)
+    expected, found = _parse(gold), _parse(answer)
+    correct = bool(verify(expected, found, timeout_seconds=None))
+    if correct and re.fullmatch(r"[-+]?\d*\.\d+", answer):
+        correct = (
+            simplify(expected[0] - Rational(answer)) == 0 if "." not in gold else float(answer) == float(expected[0])
+        )
+    return Grade(answer, correct)
+
+
+def _stated(text: str) -> str | None:
+    _, marker, stated = text.rpartition(MARKER)
+    if not marker:
+        return last_boxed(text)
+    stated = stated.strip().split(".\n")[0].split("\n\n")[0].strip()
+    if "boxed" in stated:
+        return last_boxed(stated)
+    stated = stated.removesuffix(".").replace("\\$", "").strip()
+    inside = re.findall(r"\$([^$]+)\$", stated)
+    return inside[0].strip() if len(inside) == 1 else stated.replace("$", "").strip()
+
+
+def _parse(text: str) -> list[Any]:
+    parsed: list[Any] = parse(f"${text}$", parsing_timeout=None)
+    return parsed
+
+
+def _brackets(text: str) -> tuple[str, str] | None:
+    r"""The outer brackets of a list; a set's \{ \} may be left out."""
+    text = re.sub(r"\\left|\\right|\\[,;!: ]", "", text).strip()
+    if "," in text and text[0] in "([" and text[-1] in ")]":
+        return text[0], text[-1]
+    return None
+
+
+def _bases(text: str) -> list[str]:
+    return re.findall(r"\d_\{?(?:\\text\{)?(\w+)", text)
+
+
+def _official_equal(found: str, expected: str) -> bool:
+    numbers = _float(found), _float(expected)
+    if numbers[0] is not None and numbers[1] is not None:
+        return any(isclose(item, numbers[0], rel_tol=1e-4) for item in (numbers[1] / 100, numbers[1], numbers[1] * 100))
+    if not found:
+        return False
+    found, expected = found.strip(), expected.strip()
+    bare = found, expected
+    brackets = found[:1] + found[-1:]
+    if (brackets == "[]" and expected[:1] != "(") or (brackets == "()" and expected[:1] != "["):
+        bare = found.strip("[]()"), expected.strip("[]()")
+    if len({re.sub(r"[{}()]", "", text) for text in bare}) == 1:
+        return True
+    if brackets in ("[]", "()") and expected[:1] + expected[-1:] == brackets:
+        parts = found[1:-1].split(","), expected[1:-1].split(",")
+        if len(parts[0]) == len(parts[1]) and all(map(_official_equal, *parts)):
+            return True
+    return _symbolically_equal(_official_parse(found), _official_parse(expected))
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return None
+
+
+def _official_parse(text: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sympy's own, about text it cannot make sense of
+        try:
+            return parse_latex(text)
+        except UNREADABLE:
+            pass
+        try:
+            return parse_expr(text) if FORMULA.fullmatch(text) else None
+        except UNREADABLE:
+            return None
+
+
+def _symbolically_equal(found: Any, expected: Any) -> bool:
+    if found is None or expected is None:
+        return False
+    try:
+        if simplify(found - expected) == 0:
+            return True
+    except UNREADABLE:
+        pass
+    try:
+        return isclose(N(found), N(expected), rel_tol=1e-3)
+    except UNREADABLE:
+        return False

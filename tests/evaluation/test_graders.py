@@ -1,0 +1,97 @@
+"""Every grader against tables of nasty completions, in both forms, and against the sets' own solutions."""
+
+from pathlib import Path
+
+import pytest
+
+from milora.evaluation.graders.choices import corrected_choice, official_choice
+from milora.evaluation.graders.grade import Grade, grade_within
+from milora.evaluation.graders.mathematics import corrected_mathematics, last_boxed, official_mathematics
+from milora.evaluation.graders.numbers import corrected_number, official_number
+from milora.run.data import load_rows
+from tests.evaluation.table_choices import CHOICES
+from tests.evaluation.table_mathematics import MATHEMATICS
+from tests.evaluation.table_numbers import NUMBERS
+
+SECONDS = 4.0
+
+
+@pytest.mark.parametrize(("completion", "gold", "official", "corrected"), NUMBERS, ids=range(len(NUMBERS)))
+def test_numbers(completion, gold, official, corrected):
+    gold = f"2 + 2 = 5.\nThe answer is: {gold}"
+    assert official_number(completion, gold).correct == official
+    assert corrected_number(completion, gold).correct == corrected
+
+
+@pytest.mark.parametrize("words", CHOICES)
+def test_choices(words):
+    for completion, gold, official, corrected in CHOICES[words]:
+        gold = f"the correct answer is {gold}"
+        assert official_choice(words)(completion, gold).correct == official, completion
+        assert corrected_choice(words)(completion, gold).correct == corrected, completion
+
+
+@pytest.mark.parametrize(("grader", "column"), [(official_mathematics, 2), (corrected_mathematics, 3)])
+def test_mathematics(grader, column):
+    grades = grade_within(grader, [row[:2] for row in MATHEMATICS], SECONDS)
+    wrong = [(row, grade) for row, grade in zip(MATHEMATICS, grades, strict=True) if grade.correct != row[column]]
+    assert not wrong
+    assert not Path("/tmp/milora-was-here").exists()
+
+
+def test_the_corrected_grader_is_the_stricter_one_where_it_matters():
+    rows = [*NUMBERS, *MATHEMATICS, *(row for table in CHOICES.values() for row in table)]
+    assert sum(official and not corrected for _, _, official, corrected in rows) > 60
+
+
+def _never_ends(completion, gold):
+    while completion == "hang":
+        pass
+    return Grade(completion, True)
+
+
+def _takes_all_memory(completion, gold):
+    if completion == "eat":
+        bytearray(2**40)
+    return Grade(completion, True)
+
+
+def test_limits_cost_one_row_and_no_other():
+    rows = [("a", ""), ("hang", ""), ("b", "")]
+    assert [grade.correct for grade in grade_within(_never_ends, rows, 1.0)] == [True, False, True]
+    rows = [("a", ""), ("eat", ""), ("b", "")]
+    assert [grade.correct for grade in grade_within(_takes_all_memory, rows, 10.0)] == [True, False, True]
+
+
+BOXES = [
+    (r"\boxed{7}", "7"),
+    (r"a \boxed{1} b \boxed{\frac{1}{2}} c", r"\frac{1}{2}"),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+    (r"\boxed 7.", "7"),
+    (r"\fbox{x}", "x"),
+    (r"\boxed{7", None),
+    ("7", None),
+    ("", None),
+    (r"\boxed{}", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "inside"), BOXES)
+def test_last_boxed(text, inside):
+    assert last_boxed(text) == inside
+
+
+def test_golds_of_gsm8k_and_of_the_commonsense_sets_are_right(data_dir):
+    rows = load_rows("gsm8k", "test", data_dir)
+    assert all(grader(row["answer"], row["answer"]).correct for row in rows for grader in (corrected_number,))
+    words = tuple(f"answer{i}" for i in range(1, 6))
+    for row in load_rows("arc_challenge", "test", data_dir):
+        assert corrected_choice(words)(row["answer"], row["answer"]).correct
+
+
+def test_golds_of_math_are_right(data_dir):
+    rows = load_rows("math", "test", data_dir)[::25]
+    pairs = [(f"The answer is: ${gold}$.", gold) for gold in (last_boxed(row["answer"]) for row in rows)]
+    grades = grade_within(corrected_mathematics, pairs, SECONDS)
+    refused = [gold for (_, gold), grade in zip(pairs, grades, strict=True) if not grade.correct]
+    assert len(pairs) == 200 and len(refused) <= 2, refused
