@@ -100,9 +100,14 @@ def test_lora_is_a_method_too(small_recipe, call, tmp_path):
 
 def test_eval_of_other_tasks(finished, call, data_dir):
     _, run = finished
-    code, out, err = call("eval", run, "--tasks", "gsm8k,arc_easy", "--limit", "2", "--data-dir", data_dir)
+    code, out, err = call("eval", run, "--tasks", "gsm8k,arc_easy,humaneval", "--limit", "2", "--data-dir", data_dir)
+    assert code == 2 and "runs programs that a model wrote" in err
+    code, out, err = call(
+        *("eval", run, "--tasks", "gsm8k,arc_easy", "--limit", "2", "--max-new-tokens", "8"),
+        *("--data-dir", data_dir, "--baseline"),
+    )
     assert code == 0, err
-    assert "gsm8k" in out and "arc_easy" in out
+    assert "gsm8k" in out and "arc_easy" in out and "official" in out
 
 
 def test_ls_and_show(call):
@@ -124,7 +129,10 @@ BAD = [
         "model '/nowhere' cannot be loaded",
     ),
     (("run", "RECIPE", "evaluation.tasks=[gsm9k]"), "there is no task gsm9k"),
-    (("eval", "/nowhere"), "is no run directory"),
+    (("eval", "/nowhere"), "name --tasks"),
+    (("eval", "/nowhere", "--tasks", "arithmetic"), "model '/nowhere' cannot be loaded"),
+    (("eval", "RUN", "--tasks", "gsm9k"), "there is no task gsm9k"),
+    (("eval", "RUN", "--engine", "server"), "a server needs its url"),
     (("export", "RUN", "--as", "lora", "--rank", "99"), "rank=99 is outside 1 … 8"),
     (("export", "RUN", "--as", "merged", "--rank", "2"), "--rank 2 recompresses a LoRA"),
     (("eval", "RUN", "--tasks", "gsm8k", "--data-dir", "/nowhere"), "does not exist"),

@@ -78,35 +78,57 @@ def init(
 @app.command()
 def train(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> None:
     """Train a recipe's adapter; a run that was killed goes on."""
-    from milora.run.directory import create_run
+    from milora.run.directory import create_run, locked
     from milora.run.recipe import load_recipe
     from milora.training.train import train as train_run
 
     run = create_run(load_recipe(recipe, overrides or []), runs)
-    with run.locked():
+    with locked(run.path):
         train_run(run)
     typer.echo(run.path)
 
 
 @app.command("eval")
-def evaluate(
-    path: RunPath,
+def evaluate_(
+    name: Annotated[str, typer.Argument(metavar="TARGET", help="A run, a checkpoint of it, an adapter, or a model.")],
     tasks: Annotated[str | None, typer.Option(help="Comma-separated; the recipe's own if left out.")] = None,
     limit: Annotated[int | None, typer.Option(help="The first so many rows of each task.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="The folder with the tasks' files.")] = None,
-    baseline: Annotated[bool, typer.Option(help="Score the base model too.")] = True,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Score the base model too.")] = False,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of what is no run.")] = "bfloat16",
+    prompt: Annotated[Literal["trained", "official"] | None, typer.Option(help="Whose prompt.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Prompts at a time; by the device if left out.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Fewer than the benchmark prescribes.")] = None,
+    engine: Annotated[Literal["hf", "server"] | None, typer.Option(help="server: an OpenAI-compatible one.")] = None,
+    url: Annotated[str | None, typer.Option(help="The server's address, …/v1.")] = None,
+    allow_code_execution: Annotated[bool, typer.Option("--allow-code-execution", help="For humaneval.")] = False,
 ) -> None:
-    """Score a trained run before and after; what is scored already stays."""
+    """Score a model on benchmarks; what is scored already stays, and a killed evaluation goes on."""
     from milora.comparison.scores import format_table, read_scores
-    from milora.evaluation.evaluate import evaluate_run
-    from milora.run.directory import open_run
+    from milora.evaluation.evaluate import evaluate
+    from milora.evaluation.target import resolve_target
+    from milora.run.directory import is_main_process
+    from milora.run.recipe import EvaluationSection, override_section
 
-    run = open_run(path)
-    changes = {"tasks": tasks and tasks.split(","), "limit": limit, "data_dir": data_dir}
-    section = run.recipe.evaluation.model_copy(update={key: value for key, value in changes.items() if value})
-    with run.locked():
-        evaluate_run(run, section, baseline=baseline)
-    typer.echo(format_table(read_scores(run)))
+    target = resolve_target(name, dtype)
+    given = {
+        "tasks": tasks and tasks.split(","),
+        "limit": limit,
+        "data_dir": data_dir,
+        "prompt": prompt,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "engine": engine,
+        "url": url,
+        "allow_code_execution": allow_code_execution or None,
+    }
+    section = override_section(target.recipe.evaluation if target.recipe else EvaluationSection(), given)
+    if not section.tasks:
+        raise MiloraError(f"nothing says what to score {name} on", "name --tasks, for example gsm8k,math")
+    evaluate(target, section, baseline=baseline)
+    if is_main_process():
+        typer.echo(format_table(read_scores(target.folder)))
+        typer.echo(f"samples  {target.folder}")
 
 
 @app.command()
@@ -129,8 +151,9 @@ def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> 
     """Train, evaluate, export and report: the main job in one go."""
     from milora.comparison.report import write_report
     from milora.comparison.scores import format_table, read_scores
-    from milora.evaluation.evaluate import check_evaluation, evaluate_run
-    from milora.run.directory import create_run
+    from milora.evaluation.evaluate import check_evaluation, evaluate
+    from milora.evaluation.target import target_of_run
+    from milora.run.directory import create_run, locked
     from milora.run.export import Form, export_run
     from milora.run.recipe import load_recipe
     from milora.training.train import train as train_run
@@ -138,13 +161,13 @@ def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> 
     resolved = load_recipe(recipe, overrides or [])
     check_evaluation(resolved)
     run = create_run(resolved, runs)
-    with run.locked():
+    with locked(run.path):
         train_run(run)
-        evaluate_run(run, run.recipe.evaluation)
+        evaluate(target_of_run(run), run.recipe.evaluation, baseline=True)
         form: Form = "lora" if run.recipe.adapter.method == "milora" else "merged"
         exported = export_run(run, form, run.path / "export" / form)
         report = write_report(run)
-    typer.echo(format_table(read_scores(run)))
+    typer.echo(format_table(read_scores(run.path / "evaluation")))
     typer.echo(f"exported {exported}\nreport   {report}")
 
 

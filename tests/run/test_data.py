@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import datasets
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from milora import MiloraError
 from milora.run.data import load_rows, load_training_rows
 from milora.run.recipe import DataSection
+from milora.run.sets import COMMONSENSE
 
 ROWS = [{"q": f"what is {i}?", "a": f"it is {i}", "extra": i} for i in range(10)]
 
@@ -72,26 +74,54 @@ def test_mawps_drops_its_own_test_questions(data_dir):
     assert all("The answer is: " in row["answer"] for row in train)
 
 
-def test_arc_easy(data_dir):
-    rows = load_rows("arc_easy", "test", data_dir)
-    assert len(rows) == 2376 and rows[0]["answer"] == "the correct answer is answer1"
+COUNTS = [
+    ("math", "test", 5000),
+    ("arc_easy", "test", 2376),
+    ("arc_challenge", "test", 1172),
+    ("boolq", "test", 3270),
+    ("openbookqa", "test", 500),
+    ("social_i_qa", "test", 1954),
+    ("humaneval", "test", 164),
+    ("code_alpaca", "train", 2017),
+]
 
 
-def test_arc_of_the_hub_reads_as_the_local_file_does(data_dir):
-    from milora.run.data import _read_arc
+@pytest.mark.parametrize(("name", "split", "count"), COUNTS, ids=[row[0] for row in COUNTS])
+def test_named_sets_have_the_protocols_rows(data_dir, name, split, count):
+    rows = load_rows(name, split, data_dir)
+    assert len(rows) == count and all(row["question"] for row in rows)
+    if split == "test" and name in COMMONSENSE:
+        assert all(re.fullmatch(r"the correct answer is \w+", row["answer"]) for row in rows)
 
-    local = load_rows("arc_easy", "test", data_dir)[0]
-    hub = {
-        "question": "Which statement best explains why photosynthesis is the foundation of most food webs?",
-        "choices": {
-            "text": [
-                "Sunlight is the source of energy for nearly all ecosystems.",
-                "Most ecosystems are found on land instead of in water.",
-                "Carbon dioxide is more available than other gases.",
-                "The producers in all ecosystems are plants.",
-            ],
-            "label": ["A", "B", "C", "D"],
-        },
-        "answerKey": "A",
-    }
-    assert _read_arc(hub) == local
+
+PUBLISHED = {
+    "metamath": ("metamath/MetaMathQA-395K.json", {"query": "q", "response": "r", "type": "GSM_Rephrased"}),
+    "commonsense_170k": (
+        "commonsense/commonsense_170k.json",
+        {"instruction": "q", "input": "", "output": "r", "answer": "true"},
+    ),
+    "codefeedback": ("code/CodeFeedback-Filtered-Instruction.jsonl", {"query": "q", "answer": "r", "lang": "python"}),
+    "math": ("math/test.jsonl", {"instruction": "q", "output": "r", "input": ""}),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_formats_are_read(tmp_path, name):
+    file, row = PUBLISHED[name]
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text(json.dumps(row) + "\n" if file.endswith("l") else json.dumps([row]))
+    split = "test" if name == "math" else "train"
+    assert load_rows(name, split, str(tmp_path)) == [{"question": "q", "answer": "r"}]
+    (tmp_path / file).write_text(json.dumps({"text": "x"}) + "\n")
+    with pytest.raises(MiloraError, match=rf"rows of {name} .* have no column"):
+        load_rows(name, split, str(tmp_path))
+
+
+def test_an_input_follows_its_instruction(data_dir):
+    questions = [row["question"] for row in load_rows("code_alpaca", "train", data_dir)]
+    assert any("\n" in question for question in questions)
+
+
+def test_a_split_that_a_set_lacks():
+    with pytest.raises(MiloraError, match="math has no train split"):
+        load_rows("math", "train", None)

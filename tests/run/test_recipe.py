@@ -48,6 +48,8 @@ REFUSED = [
     ("quickstart", ["training.micro_batch_size=3"], "no multiple"),
     ("quickstart", ["name=a/b"], "name"),
     ("quickstart", ["rank"], "no key=value"),
+    ("quickstart", ["training.keep=best", "data.validation_rows=0"], "needs held-out rows"),
+    ("quickstart", ["evaluation.engine=server"], "a server needs its url"),
     ("quickstart", ["a=1", "b=2"], "a is no key .*; b is no key"),
     ("quickstart", ["name=${missing}"], "missing"),
     ("quikstart", [], "there is no recipe 'quikstart'"),
@@ -66,3 +68,32 @@ def test_files_that_are_no_recipe(tmp_path, text):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(MiloraError, match="bad.yaml"):
         load_recipe(str(tmp_path / "bad.yaml"))
+
+
+PAPER = {  # PROTOCOLS of the paper: rank, alpha, lr, batch, epochs, length, loss, tasks
+    "math-llama2-7b": (64, 64, 3e-4, 16, 3, 2048, "answer", ["gsm8k", "math"]),
+    "math-qwen2.5-7b": (64, 64, 3e-4, 16, 3, 2048, "answer", ["gsm8k", "math"]),
+    "commonsense-llama2-7b": (32, 32, 3e-4, 16, 3, 256, "all", ["commonsense"]),
+    "commonsense-llama3-8b": (32, 32, 3e-4, 16, 3, 256, "all", ["commonsense"]),
+    "code-llama2-7b": (8, 8, 2e-5, 128, 1, 1024, "answer", ["humaneval"]),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_recipes_of_the_paper(name):
+    recipe = load_recipe(name)
+    adapter, training = recipe.adapter, recipe.training
+    assert (
+        adapter.rank,
+        adapter.alpha,
+        training.learning_rate,
+        training.batch_size,
+        training.epochs,
+        training.max_length,
+        training.loss_on,
+        recipe.evaluation.tasks,
+    ) == PAPER[name]
+    assert recipe.evaluation.prompt == "official" and training.weight_decay == 0
+    assert (training.keep, recipe.data.validation_rows) == (
+        ("best", 120) if name.startswith("commonsense") else ("last", 0)
+    )

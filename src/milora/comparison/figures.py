@@ -10,7 +10,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot  # noqa: E402  the backend must be chosen first
 from matplotlib.axes import Axes  # noqa: E402
 
-from milora.comparison.scores import TaskScores  # noqa: E402
+from milora.comparison.scores import Scores  # noqa: E402
 
 
 def draw_loss(losses: list[dict[str, float]]) -> str:
@@ -23,22 +23,22 @@ def draw_loss(losses: list[dict[str, float]]) -> str:
     return _render(draw, "Training loss by step")
 
 
-def draw_scores(tasks: list[TaskScores]) -> str:
+def draw_scores(tasks: Scores) -> str:
     """Accuracy before and after, with 95 % intervals."""
 
     def draw(axes: Axes) -> None:
         for offset, (label, color) in zip((-0.2, 0.2), (("base", "#adb5bd"), ("trained", "#2a6f97")), strict=True):
-            scores = [task.base if label == "base" else task.trained for task in tasks]
+            scores = [found[label] for found in tasks.values()]
             axes.bar(
                 [position + offset for position in range(len(tasks))],
                 [100 * score["accuracy"] for score in scores],
-                yerr=[196 * score["standard_error"] for score in scores],
+                yerr=[196 * (score["standard_error"] or 0) for score in scores],
                 width=0.36,
                 label=label,
                 color=color,
                 capsize=4,
             )
-        axes.set_xticks(range(len(tasks)), [task.name for task in tasks])
+        axes.set_xticks(range(len(tasks)), list(tasks))
         axes.set(ylabel="accuracy, %", ylim=(0, None), xlim=(-1, len(tasks)))
         axes.legend()
 

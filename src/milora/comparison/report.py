@@ -16,7 +16,8 @@ def write_report(run: RunDirectory) -> Path:
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("milora").joinpath("comparison", "report.html.jinja").read_text(encoding="utf-8")
     )
-    tasks, training = read_scores(run), run.read("training.json")
+    folder = run.path / "evaluation"
+    tasks, training = read_scores(folder, complete=True), run.read("training.json")
     warnings = []
     if run.recipe.adapter.method == "milora":
         warnings = run.read("initialization.json")["warnings"]
@@ -27,7 +28,9 @@ def write_report(run: RunDirectory) -> Path:
         training=training,
         tasks=tasks,
         warnings=warnings,
-        samples={task.name: read_samples(run, task.name, 5) for task in tasks},
+        samples={
+            task: read_samples(folder, task, 5) for task, found in tasks.items() if "settings" in found["trained"]
+        },
         loss=draw_loss(training["losses"]),
         scores=draw_scores(tasks) if tasks else None,
         spectra=draw_spectra(run.read("spectra.json"), run.recipe.adapter.rank),

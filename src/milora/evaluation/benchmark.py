@@ -1,51 +1,75 @@
-"""A benchmark: its rows, its decoding, its grader; run by lm-evaluation-harness."""
+"""A benchmark: its rows, its prompt and decoding, and its two gradings; one task of lm-evaluation-harness."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from lm_eval.api.task import ConfigurableTask
 
-from milora.run.data import Row
-from milora.run.prompts import PROMPTS, Prompt
+from milora.evaluation.graders.grade import Grade, grade_within
+from milora.run.data import load_rows
+from milora.run.prompts import EVALUATION_PROMPTS, PROMPTS, Prompt
+from milora.run.sets import Row
+
+Grader = Callable[[str, str], Grade]
+GRADING_SECONDS = 10.0  # for what computes: per completion and grader
+
+
+class Grades(NamedTuple):
+    """What the paper's grader says of a completion, and what a right one does."""
+
+    official: Grade
+    corrected: Grade
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
     """One benchmark.
 
-    `load` takes a `data_dir` (None: the hub). `extract` reads the answer out of a completion or of a gold answer, None
-    where there is none; a completion is correct if both give the same. `prompt` is None where the run's own serves.
-    `version` changes whenever prompt, decoding or grading do.
+    The rows are the test split of the named set of the same name. `grade` takes completions and their rows.
+    `official_prompt` names one of `EVALUATION_PROMPTS`. `version` changes whenever prompt, decoding or grading do.
     """
 
     name: str
     version: int
-    load: Callable[[str | None], list[Row]]
-    extract: Callable[[str], object | None]
+    grade: Callable[[list[str], list[Row]], list[Grades]]
+    official_prompt: str
     max_new_tokens: int
     stops: tuple[str, ...] = ()
     beams: int = 1
-    prompt: str | None = None
+    runs_code: bool = False
 
-    def is_correct(self, completion: str, gold: str) -> bool:
-        answer = self.extract(completion)
-        return answer is not None and answer == self.extract(gold)
+    def load(self, data_dir: str | None) -> list[Row]:
+        return load_rows(self.name, "test", data_dir)
 
-    def resolve_prompt(self, run_prompt: str) -> Prompt:
-        return PROMPTS[self.prompt or run_prompt]
+    def resolve_prompt(self, run_prompt: str | None) -> Prompt:
+        """The prompt that the model was trained with, or, for None, the official one."""
+        return PROMPTS[run_prompt] if run_prompt else EVALUATION_PROMPTS[self.official_prompt]
 
 
-def make_task(
-    benchmark: Benchmark, prompt: Prompt, *, data_dir: str | None, max_new_tokens: int | None
-) -> ConfigurableTask:
-    """Return the benchmark as a harness task: greedy or beam decoding, scored by accuracy."""
-    rows = benchmark.load(data_dir)
+def grade_text(
+    official: Grader,
+    corrected: Grader,
+    *,
+    gold: Callable[[Row], str] = lambda row: row["answer"],
+    limited: bool = False,
+) -> Callable[[list[str], list[Row]], list[Grades]]:
+    """Grade by comparing a completion's text with the gold answer's, `limited` in time by processes of its own."""
 
-    def grade(row: Row, completions: list[str]) -> dict[str, float]:
-        return {"accuracy": float(benchmark.is_correct(completions[0], row["answer"]))}
+    def grade(completions: list[str], rows: list[Row]) -> list[Grades]:
+        pairs = [(completion, gold(row)) for completion, row in zip(completions, rows, strict=True)]
+        if limited:
+            columns = [grade_within(grader, pairs, GRADING_SECONDS) for grader in (official, corrected)]
+        else:
+            columns = [[grader(*pair) for pair in pairs] for grader in (official, corrected)]
+        return [Grades(*both) for both in zip(*columns, strict=True)]
 
+    return grade
+
+
+def make_task(benchmark: Benchmark, rows: list[Row], prompt: Prompt, max_new_tokens: int | None) -> ConfigurableTask:
+    """Return the benchmark as a harness task: greedy or beam decoding; grading follows, over all at once."""
     config: dict[str, Any] = {
         "task": benchmark.name,
         "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
@@ -54,8 +78,7 @@ def make_task(
         "doc_to_text": lambda row: prompt.render(row["question"]),
         "doc_to_target": lambda row: row["answer"],
         "target_delimiter": "",
-        "process_results": grade,
-        "metric_list": [{"metric": "accuracy", "aggregation": "mean", "higher_is_better": True}],
+        "process_results": lambda row, completions: {},
         "generation_kwargs": {
             "until": list(benchmark.stops),
             "max_gen_toks": max_new_tokens or benchmark.max_new_tokens,

@@ -1,136 +1,178 @@
-"""A model × benchmarks → scores and every sample."""
+"""Targets × benchmarks → scores and every sample."""
 
-import time
+import hashlib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lm_eval import simple_evaluate
-from lm_eval.models.huggingface import HFLM
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from milora.evaluation.benchmark import Benchmark, make_task
-from milora.evaluation.tasks import BENCHMARKS
+from milora.evaluation.benchmark import Benchmark, Grades, make_task
+from milora.evaluation.engine import Engine, LocalEngine
+from milora.evaluation.foreign import find_foreign, score_foreign
+from milora.evaluation.record import RecordedModel
+from milora.evaluation.sandbox import describe_confinement
+from milora.evaluation.server import ServerEngine
+from milora.evaluation.target import Target
+from milora.evaluation.tasks import BENCHMARKS, GROUPS
 from milora.method.errors import MiloraError
-from milora.run.directory import RunDirectory
+from milora.run.directory import describe_environment, is_main_process, locked
 from milora.run.files import read_json, write_json, write_lines
-from milora.run.models import attach_adapter, load_model, load_tokenizer
+from milora.run.models import load_tokenizer
 from milora.run.recipe import EvaluationSection, Recipe
+from milora.run.sets import Row
 
 SCORES, SAMPLES = "scores.json", "samples.jsonl"
 
 
-def find_benchmarks(names: list[str]) -> list[Benchmark]:
-    """Return the benchmarks of these names.
-
-    Raises:
-        MiloraError: a name that is none of them.
-    """
-    unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        raise MiloraError(f"there is no task {', '.join(unknown)}", f"tasks are {', '.join(BENCHMARKS)}")
-    return [BENCHMARKS[name] for name in names]
-
-
 def check_evaluation(recipe: Recipe) -> None:
     """Raise unless the recipe's tasks and their data exist: before training is paid for, not after."""
-    for benchmark in find_benchmarks(recipe.evaluation.tasks):
-        benchmark.load(recipe.evaluation.data_dir or recipe.data.data_dir)
+    section = recipe.evaluation
+    for name in _expand(section):
+        if name in BENCHMARKS:
+            BENCHMARKS[name].load(section.data_dir or recipe.data.data_dir)
+        else:
+            find_foreign(name)
 
 
-def evaluate_run(run: RunDirectory, section: EvaluationSection, *, baseline: bool = True) -> None:
-    """Score a trained run, and the base it started from, on the section's tasks; what is scored already stays.
+def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = False) -> None:
+    """Score a target, and with `baseline` its base before it, on the section's tasks; what is scored already stays.
 
-    Writes evaluation/{base,trained}/<task>/; a killed evaluation goes on at the first task that lacks its scores.
+    Writes <who>/<task>/{scores.json, samples.jsonl} into the target's folder. A killed evaluation goes on at the first
+    completion that it lacks; under `accelerate launch` the processes share the work and the scores are the same.
 
     Raises:
-        MiloraError: the run is not trained, a task does not exist, or its data is not there.
+        MiloraError: a task does not exist, its data is not there, or it runs code and that is not allowed.
     """
-    if not run.is_trained:
-        raise MiloraError(f"{run.path} is not trained yet", "run `milora train` with its recipe first")
-    benchmarks, recipe = find_benchmarks(section.tasks), run.recipe
-    section = section.model_copy(update={"data_dir": section.data_dir or recipe.data.data_dir})
-    who = ["base", "trained"] if baseline else ["trained"]
-    if all(_is_scored(run.path / "evaluation" / name, benchmarks, section, recipe.data.prompt) for name in who):
-        return
-    tokenizer = load_tokenizer(recipe.model)
-    model: PreTrainedModel | PeftModel = load_model(recipe.model)
-    for name in who:
-        if name == "trained":
-            model = attach_adapter(model, run)
-        evaluate_model(model, tokenizer, section, run.path / "evaluation" / name, recipe.data.prompt)
+    section = section.model_copy(update={"data_dir": section.data_dir or target.data_dir})
+    names = _expand(section)
+    with locked(target.folder):
+        for one in [target.base, target] if baseline and target.adapter else [target]:
+            missing = [name for name in names if not _is_scored(one, name, section)]
+            if missing:
+                engine = _start(one, section)
+                for name in missing:
+                    _score(engine, one, name, section)
 
 
-def evaluate_model(
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    section: EvaluationSection,
-    output: Path,
-    run_prompt: str,
-) -> None:
-    """Score a model on the section's tasks into `output`/<task>/{scores.json, samples.jsonl}."""
-    adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    harness = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=section.batch_size, add_bos_token=adds_bos)
-    for benchmark in find_benchmarks(section.tasks):
-        if not _is_scored(output, [benchmark], section, run_prompt):
-            _score(harness, benchmark, section, output / benchmark.name, run_prompt)
+def _expand(section: EvaluationSection) -> list[str]:
+    """Groups → tasks, in order, each once."""
+    names = list(dict.fromkeys(name for task in section.tasks for name in GROUPS.get(task, [task])))
+    running = [name for name in names if name in BENCHMARKS and BENCHMARKS[name].runs_code]
+    if running and not section.allow_code_execution:
+        raise MiloraError(
+            f"{', '.join(running)} runs programs that a model wrote, on this machine: in a sandbox, which is no proof "
+            "against a determined attack",
+            "say evaluation.allow_code_execution=true (--allow-code-execution), best in a container without secrets",
+        )
+    for name in names:
+        if name not in BENCHMARKS:
+            find_foreign(name)
+    return names
 
 
-def _score(harness: HFLM, benchmark: Benchmark, section: EvaluationSection, output: Path, run_prompt: str) -> None:
-    prompt = benchmark.resolve_prompt(run_prompt)
-    task = make_task(benchmark, prompt, data_dir=section.data_dir, max_new_tokens=section.max_new_tokens)
-    started = time.perf_counter()
-    results = simple_evaluate(model=harness, tasks=[task], limit=section.limit, bootstrap_iters=0)
-    seconds = time.perf_counter() - started
-    samples = [
-        {
-            "question": sample["doc"]["question"],
-            "gold": sample["doc"]["answer"],
-            "completion": sample["resps"][0][0],
-            "answer": _shown(benchmark.extract(sample["resps"][0][0])),
-            "correct": bool(sample["accuracy"]),
-        }
-        for sample in results["samples"][benchmark.name]
-    ]
-    count = len(samples)
-    accuracy = sum(sample["correct"] for sample in samples) / count
-    output.mkdir(parents=True, exist_ok=True)
-    write_lines(output / SAMPLES, samples)
-    write_json(
-        output / SCORES,
-        {
-            "task": benchmark.name,
-            "accuracy": accuracy,
-            "standard_error": (accuracy * (1 - accuracy) / max(1, count - 1)) ** 0.5,
-            "count": count,
-            "no_answer": sum(sample["answer"] is None for sample in samples),
-            "seconds": seconds,
-            "settings": _settings(benchmark, section, run_prompt),
-        },
-    )
+def _start(target: Target, section: EvaluationSection) -> Engine:
+    if section.url:
+        return ServerEngine(section.url, target.served)
+    return LocalEngine(target.load(), load_tokenizer(target.model), section.batch_size)
 
 
-def _shown(answer: object | None) -> str | None:
-    return None if answer is None else str(answer)
+def _score(engine: Engine, target: Target, name: str, section: EvaluationSection) -> None:
+    output = target.folder / target.who / Path(name).stem
+    if name in BENCHMARKS:
+        scores, samples = _score_own(engine, target, BENCHMARKS[name], section, output)
+    elif isinstance(engine, LocalEngine):
+        scores, samples = score_foreign(engine.harness, name, section.limit)
+    else:
+        raise MiloraError(f"{name} is a task of lm-eval, which runs here with engine=hf", "leave --engine server out")
+    if is_main_process():
+        output.mkdir(parents=True, exist_ok=True)
+        write_lines(output / SAMPLES, samples)
+        settings = _settings(target, name, section)
+        write_json(output / SCORES, {**scores, "environment": describe_environment(), "settings": settings})
 
 
-def _is_scored(output: Path, benchmarks: list[Benchmark], section: EvaluationSection, run_prompt: str) -> bool:
-    """Whether every benchmark has scores made under the same settings."""
-    return all(
-        (file := output / benchmark.name / SCORES).is_file()
-        and read_json(file)["settings"] == _settings(benchmark, section, run_prompt)
-        for benchmark in benchmarks
-    )
+def _score_own(
+    engine: Engine, target: Target, benchmark: Benchmark, section: EvaluationSection, output: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    rows = benchmark.load(section.data_dir)[: section.limit]
+    prompt = benchmark.resolve_prompt(_prompt(target, section))
+    model = RecordedModel(engine, output)
+    task = make_task(benchmark, rows, prompt, section.max_new_tokens)
+    results = simple_evaluate(model=model, tasks=[task], bootstrap_iters=0)
+    if not is_main_process():
+        return {}, []
+    completions = [sample["resps"][0][0] for sample in results["samples"][benchmark.name]]
+    grades = benchmark.grade(completions, rows)
+    samples = [_sample(*sample) for sample in zip(rows, completions, grades, strict=True)]
+    tokenizer = load_tokenizer(target.model)
+    tokens = sum(len(ids) for ids in tokenizer(completions, add_special_tokens=False)["input_ids"])
+    seconds_each = model.seconds / model.made if model.made else None
+    scores = {
+        "task": benchmark.name,
+        **_accuracy([sample["correct"] for sample in samples]),
+        "official": _accuracy([sample["official_correct"] for sample in samples]),
+        "differ": sum(bool(sample["differ"]) for sample in samples),
+        "count": len(samples),
+        "no_answer": sum(sample["answer"] is None for sample in samples),
+        "seconds": model.seconds,  # of this process, for so many of the samples
+        "made": model.made,
+        "tokens_per_second": tokens / len(samples) / seconds_each if seconds_each else None,
+        "prompt_sha256": hashlib.sha256(prompt.template.encode()).hexdigest(),
+        "seeds": {key: value for key, value in results["config"].items() if key.endswith("_seed")},
+        "confinement": describe_confinement() if benchmark.runs_code else None,
+    }
+    return scores, samples
 
 
-def _settings(benchmark: Benchmark, section: EvaluationSection, run_prompt: str) -> dict[str, Any]:
+def _sample(row: Row, completion: str, grades: Grades) -> dict[str, Any]:
+    official, corrected = grades
+    differ = None
+    if official.correct != corrected.correct:
+        verdicts = ("wrong", "right")
+        differ = (
+            f"the official grader read {official.answer!r}: {verdicts[official.correct]}; "
+            f"the corrected one {corrected.answer!r}: {verdicts[corrected.correct]}"
+        )
+    return {
+        "question": row["question"],
+        "gold": row["answer"],
+        "completion": completion,
+        "answer": corrected.answer,
+        "correct": corrected.correct,
+        "official_answer": official.answer,
+        "official_correct": official.correct,
+        "differ": differ,
+    }
+
+
+def _accuracy(verdicts: list[bool]) -> dict[str, float]:
+    accuracy = sum(verdicts) / len(verdicts)
+    return {"accuracy": accuracy, "standard_error": (accuracy * (1 - accuracy) / max(1, len(verdicts) - 1)) ** 0.5}
+
+
+def _is_scored(target: Target, name: str, section: EvaluationSection) -> bool:
+    """Whether there are scores made under the same settings."""
+    file = target.folder / target.who / Path(name).stem / SCORES
+    return file.is_file() and read_json(file)["settings"] == _settings(target, name, section)
+
+
+def _prompt(target: Target, section: EvaluationSection) -> str | None:
+    return target.prompt if section.prompt == "trained" else None
+
+
+def _settings(target: Target, name: str, section: EvaluationSection) -> dict[str, Any]:
     """What decides a score besides the model."""
+    settings = {"limit": section.limit, "batch_size": section.batch_size, "engine": section.engine}
+    if name not in BENCHMARKS:
+        return {"version": f"lm-eval {version('lm-eval')}", **settings}
+    benchmark = BENCHMARKS[name]
     return {
         "version": benchmark.version,
-        "prompt": benchmark.resolve_prompt(run_prompt).template,
+        "prompt": benchmark.resolve_prompt(_prompt(target, section)).template,
         "data_dir": section.data_dir,
-        "limit": section.limit,
         "max_new_tokens": section.max_new_tokens or benchmark.max_new_tokens,
         "beams": benchmark.beams,
-        "batch_size": section.batch_size,
+        "stops": list(benchmark.stops),
+        **settings,
     }

@@ -1,70 +1,17 @@
 """Rows of question and answer: the embedded set, named real sets, a hub name, or a local file."""
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 
 from milora.method.errors import MiloraError
 from milora.run.arithmetic import write_problems
 from milora.run.recipe import DataSection
-
-Split = Literal["train", "validation", "test"]
-Row = dict[str, str]
+from milora.run.sets import NAMED_SETS, Row, Split
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 EMBEDDED_ROWS = {"train": 2000, "validation": 200, "test": 200}
-
-
-@dataclass(frozen=True, slots=True)
-class NamedSet:
-    """A public set: where it stands on the hub, its files in a `data_dir`, and how its rows read."""
-
-    hub: tuple[str, str] | None
-    files: dict[Split, str]
-    read: Callable[[dict[str, Any]], Row]
-
-
-def _read_gsm8k(row: dict[str, Any]) -> Row:
-    worked, _, number = row["answer"].rpartition("\n#### ")
-    worked = re.sub(r"<<.*?>>", "", worked)  # the calculator's annotations
-    return {"question": row["question"], "answer": f"{worked}\nThe answer is: {number.strip()}"}
-
-
-def _read_mawps(row: dict[str, Any]) -> Row:
-    equation = re.sub(r"^[xX]=", "", row["equation"]).replace(".0", "")
-    return {"question": row["original_text"], "answer": f"{equation} = {row['ans']:g}. The answer is: {row['ans']:g}"}
-
-
-def _read_arc(row: dict[str, Any]) -> Row:
-    if "instruction" in row:  # as LLM-Adapters carries it
-        return {"question": row["instruction"], "answer": row["output"]}
-    options = row["choices"]["text"]
-    answers = [f"answer{number}" for number in range(1, len(options) + 1)]
-    listed = " ".join(f"A{answer[1:]}: {text}" for answer, text in zip(answers, options, strict=True))
-    question = f"Please choose the correct answer to the question: {row['question']}\n\n{listed}\n\n"
-    correct = answers[row["choices"]["label"].index(row["answerKey"])]
-    return {"question": f"{question}Answer format: {'/'.join(answers)}", "answer": f"the correct answer is {correct}"}
-
-
-NAMED_SETS = {
-    "gsm8k": NamedSet(
-        ("openai/gsm8k", "main"), {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"}, _read_gsm8k
-    ),
-    "mawps": NamedSet(
-        None,
-        {"train": "mawps/trainset.json", "validation": "mawps/validset.json", "test": "mawps/testset.json"},
-        _read_mawps,
-    ),
-    "arc_easy": NamedSet(
-        ("allenai/ai2_arc", "ARC-Easy"),
-        {"train": "commonsense/ARC-Easy/train.json", "test": "commonsense/ARC-Easy/test.json"},
-        _read_arc,
-    ),
-}
 
 
 def load_training_rows(section: DataSection) -> tuple[list[Row], list[Row]]:
@@ -99,12 +46,24 @@ def load_rows(name: str, split: Split, data_dir: str | None) -> list[Row]:
     """Return a split of a named set, from files under `data_dir` or from the hub.
 
     Training rows whose question stands in the set's own test split are dropped (MAWPS has 26 of them).
+
+    Raises:
+        MiloraError: the set has no such split, its file is not there, or its rows have another form.
     """
     if name == "arithmetic":
         return write_problems(split, EMBEDDED_ROWS[split])
     named = NAMED_SETS[name]
-    rows: list[Row] = [named.read(row) for row in _load_split(name, split, data_dir)]
-    if split == "train":
+    if split not in named.files:
+        raise MiloraError(f"{name} has no {split} split", f"it has {', '.join(named.files)}")
+    table = _load_split(name, split, data_dir)
+    try:
+        rows = [named.read(row) for row in table]
+    except KeyError as error:
+        raise MiloraError(
+            f"rows of {name} ({split}) have no column {error}: they have {', '.join(table.column_names)}",
+            "use the published form of the set, or name the file in data.name with its columns",
+        ) from error
+    if split == "train" and "test" in named.files:
         test = {row["question"] for row in load_rows(name, "test", data_dir)}
         rows = [row for row in rows if row["question"] not in test]
     return rows
@@ -113,9 +72,9 @@ def load_rows(name: str, split: Split, data_dir: str | None) -> list[Row]:
 def _load_split(name: str, split: Split, data_dir: str | None) -> datasets.Dataset:
     named = NAMED_SETS[name]
     if data_dir is None:
-        if named.hub is None:
+        if not named.remote:
             raise MiloraError(f"{name} is read from local files", "set data.data_dir to the folder that holds them")
-        return _load(named.hub[0], name=named.hub[1], split=split)
+        return _load(**named.remote[split])
     file = Path(named.files[split])
     candidates = [Path(data_dir) / file, Path(data_dir) / file.name]
     for candidate in candidates:
@@ -131,7 +90,7 @@ def _read_columns(section: DataSection) -> list[Row]:
             raise MiloraError(f"data.name={path}: there is no such file", "check the path")
         table = _load_file(path)
     else:
-        table = _load(section.name, split="train")
+        table = _load(section.name)
     missing = {section.question_column, section.answer_column} - set(table.column_names)
     if missing:
         raise MiloraError(
@@ -142,12 +101,12 @@ def _read_columns(section: DataSection) -> list[Row]:
 
 
 def _load_file(path: Path) -> datasets.Dataset:
-    return _load(FORMATS[path.suffix], data_files=str(path), split="train")
+    return _load(FORMATS[path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix], data_files=str(path))
 
 
-def _load(path: str, **arguments: Any) -> datasets.Dataset:
+def _load(path: str, split: str = "train", **arguments: Any) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(path, **arguments)
+        return datasets.load_dataset(path, split=split, **arguments)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         source = arguments.get("data_files", path)
         raise MiloraError(

@@ -7,7 +7,7 @@ runs/<name>-<digest>/
   spectra.json          singular values of a few weights
   checkpoints/          of the trainer, while it trains
   adapter/              the trained adapter; training.json beside it says that training is complete
-  evaluation/<who>/<task>/{scores.json, samples.jsonl}    who: base, trained
+  evaluation/<who>/<task>/{scores.json, samples.jsonl, completions-*.jsonl}    who: base, trained, checkpoint-N
   export/               portable forms
   report.html
 """
@@ -58,15 +58,31 @@ class RunDirectory:
     def write(self, name: str, content: Any) -> None:
         write_json(self.path / name, content)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for this process; the kernel lets go when the process ends, however it ends."""
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise MiloraError(f"another process works on {self.path}", "wait for it, or stop it") from error
-            yield
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the kernel lets go when the process ends, however it ends.
+
+    Of the processes of one launch, the main one holds it for all.
+
+    Raises:
+        MiloraError: another process holds it.
+    """
+    if not is_main_process():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MiloraError(f"another process works on {folder}", "wait for it, or stop it") from error
+        yield
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process, or the first of those that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def create_run(recipe: Recipe, root: Path) -> RunDirectory:

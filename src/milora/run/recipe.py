@@ -17,6 +17,7 @@ from milora.method.errors import MiloraError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Section(BaseModel):
@@ -28,7 +29,7 @@ class ModelSection(Section):
 
     name: str
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     trust_remote_code: bool = False
 
 
@@ -75,7 +76,7 @@ class TrainingSection(Section):
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[float, Field(ge=0)] = 0  # below 1: a share of all steps
     batch_size: Positive = 16
     micro_batch_size: Positive | None = None  # rows per forward pass; None: the whole batch
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -85,6 +86,7 @@ class TrainingSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     activation_checkpointing: bool = False  # less memory, about a fifth more time
     save_steps: Positive = 100
+    keep: Literal["last", "best"] = "last"  # best: the saved step of the lowest held-out loss
     log_steps: Positive = 1
     report_to: str = "tensorboard"
 
@@ -96,13 +98,23 @@ class TrainingSection(Section):
 
 
 class EvaluationSection(Section):
-    """Which benchmarks a run is scored on, before and after."""
+    """Which benchmarks a run is scored on, before and after, and how."""
 
     tasks: list[str] = []
     limit: Positive | None = None  # the first so many rows of each
-    batch_size: Positive = 16
+    prompt: Literal["trained", "official"] = "trained"  # the run's own, or the benchmark's where they differ
+    batch_size: Positive | Literal["auto"] = "auto"
     max_new_tokens: Positive | None = None  # None: what the benchmark prescribes
     data_dir: str | None = None  # None: data.data_dir
+    engine: Literal["hf", "server"] = "hf"  # in this process, or an OpenAI-compatible endpoint
+    url: str | None = None  # the endpoint, …/v1
+    allow_code_execution: bool = False  # HumanEval runs what the model writes
+
+    @model_validator(mode="after")
+    def _servers_have_addresses(self) -> Self:
+        if (self.engine == "server") != bool(self.url):
+            raise ValueError(f"engine={self.engine} and url={self.url} do not go together: a server needs its url")
+        return self
 
 
 class Recipe(Section):
@@ -114,6 +126,12 @@ class Recipe(Section):
     data: DataSection
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _the_best_is_seen_on_held_out_rows(self) -> Self:
+        if self.training.keep == "best" and not self.data.validation_rows:
+            raise ValueError("training.keep=best needs held-out rows: set data.validation_rows")
+        return self
 
     @property
     def digest(self) -> str:
@@ -146,6 +164,19 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise MiloraError(f"recipe {name}: {_explain(error)}", "see `milora show quickstart` for every key") from error
     except (OmegaConfBaseException, YAMLError) as error:
         raise MiloraError(f"recipe {name}: {error}", "mend the YAML or the override") from error
+
+
+def override_section(section: EvaluationSection, given: dict[str, Any]) -> EvaluationSection:
+    """Return the section with what is given and not None in place of its own.
+
+    Raises:
+        MiloraError: a value that the schema refuses.
+    """
+    changes = {key: value for key, value in given.items() if value is not None}
+    try:
+        return EvaluationSection.model_validate({**section.model_dump(), **changes})
+    except ValidationError as error:
+        raise MiloraError(_explain(error), "see `milora eval --help`") from error
 
 
 def _read(name: str) -> Any:

@@ -6,8 +6,8 @@ from typing import Literal
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from milora.run.data import Row
 from milora.run.prompts import Prompt
+from milora.run.sets import Row
 
 IGNORED = -100
 

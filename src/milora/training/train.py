@@ -86,6 +86,7 @@ def train(run: RunDirectory) -> None:
             "seconds": seconds,
             "resumed_at": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
             "steps": trainer.state.global_step,
+            "kept_step": trainer.state.best_global_step or trainer.state.global_step,
             "data": asdict(report),
             "parameters": _count(peft_model),
             "held_out_loss": [run.read("held_out_before.json"), _held_out_loss(trainer)] if held_out else None,
@@ -146,6 +147,10 @@ def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
         max_length=None,  # tokenize_rows has cut already, and counted
         save_steps=settings.save_steps,
         save_total_limit=2,
+        eval_strategy="steps" if settings.keep == "best" else "no",
+        eval_steps=settings.save_steps,
+        load_best_model_at_end=settings.keep == "best",
+        metric_for_best_model="eval_loss" if settings.keep == "best" else None,
         logging_steps=settings.log_steps,
         report_to=settings.report_to,
         include_num_input_tokens_seen="non_padding",

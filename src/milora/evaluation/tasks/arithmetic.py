@@ -1,13 +1,12 @@
-"""The embedded word problems, held-out wording and numbers; exact answer."""
+"""The embedded word problems, held-out wording and numbers, graded as GSM8K."""
 
-from milora.evaluation.benchmark import Benchmark
-from milora.evaluation.numbers import extract_answer
-from milora.run.data import load_rows
+from milora.evaluation.benchmark import Benchmark, grade_text
+from milora.evaluation.graders.numbers import corrected_number, official_number
 
 ARITHMETIC = Benchmark(
     name="arithmetic",
-    version=1,
-    load=lambda data_dir: load_rows("arithmetic", "test", data_dir),
-    extract=extract_answer,
+    version=2,
+    grade=grade_text(official_number, corrected_number),
+    official_prompt="arithmetic",
     max_new_tokens=40,
 )

@@ -1,14 +1,15 @@
-"""GSM8K's test split: greedy, 1024 new tokens, exact rational equality with the number after "The answer is:"."""
+"""GSM8K's test split: greedy, 1024 new tokens, the number after the last "The answer is:"."""
 
-from milora.evaluation.benchmark import Benchmark
-from milora.evaluation.numbers import extract_answer
-from milora.run.data import load_rows
+from milora.evaluation.benchmark import Benchmark, grade_text
+from milora.evaluation.graders.numbers import corrected_number, official_number
+
+STOPS = ("Instruction:", "Instruction", "Response:", "Response")
 
 GSM8K = Benchmark(
     name="gsm8k",
-    version=1,
-    load=lambda data_dir: load_rows("gsm8k", "test", data_dir),
-    extract=extract_answer,
+    version=2,
+    grade=grade_text(official_number, corrected_number),
+    official_prompt="mathematics",
     max_new_tokens=1024,
-    stops=("Instruction:", "Instruction", "Response:", "Response"),
+    stops=STOPS,
 )

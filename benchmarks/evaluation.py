@@ -1,0 +1,118 @@
+"""Samples per second of `milora eval` against the authors' loop, in alternation in one run, same model and tasks.
+
+    python benchmarks/evaluation.py RUN --data-dir DIR [--limit 64] [--out benchmarks/results/evaluation-cpu.json]
+
+The authors' loop, as LLM-Adapters' commonsense_evaluate.py has it: the adapter merged into the weights, batches in the
+given order, one `generate` each (here with the attention mask that it lacks, and the same stop strings, so that both
+make the same text). Both take the same batch size. RUN is a trained run of any recipe.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from milora.evaluation.benchmark import Benchmark
+from milora.evaluation.engine import LocalEngine, Request
+from milora.evaluation.target import resolve_target
+from milora.evaluation.tasks import BENCHMARKS
+from milora.run.models import load_tokenizer
+
+
+def loop(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: list[Request], batch_size: int
+) -> list[str]:
+    """The authors' form."""
+    tokenizer.padding_side = "left"
+    completions: list[str] = []
+    decoding = requests[0].decoding
+    for start in range(0, len(requests), batch_size):
+        prompts = [request.prompt for request in requests[start : start + batch_size]]
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+        stops = {"stop_strings": decoding["until"], "tokenizer": tokenizer} if decoding["until"] else {}
+        with torch.no_grad():
+            output = model.generate(
+                **inputs,
+                max_new_tokens=decoding["max_gen_toks"],
+                num_beams=decoding["num_beams"],
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                **stops,
+            )
+        completions += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return completions
+
+
+def requests_of(benchmark: Benchmark, data_dir: str | None, limit: int, max_new_tokens: int | None) -> list[Request]:
+    prompt = benchmark.resolve_prompt(None)
+    decoding = {
+        "until": list(benchmark.stops),
+        "max_gen_toks": max_new_tokens or benchmark.max_new_tokens,
+        "do_sample": False,
+        "num_beams": benchmark.beams,
+    }
+    return [Request(prompt.render(row["question"]), decoding) for row in benchmark.load(data_dir)[:limit]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--tasks", nargs="*", default=["arc_easy", "boolq", "gsm8k"])
+    parser.add_argument("--data-dir")
+    parser.add_argument("--limit", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--out", type=Path, metavar="JSON")
+    options = parser.parse_args()
+    target = resolve_target(options.run)
+    tokenizer = load_tokenizer(target.model)
+    merged = target.load().merge_and_unload().eval()
+    engine = LocalEngine(target.load(), tokenizer, options.batch_size)
+    rows: list[dict[str, Any]] = []
+    for name in options.tasks:
+        requests = requests_of(BENCHMARKS[name], options.data_dir, options.limit, options.max_new_tokens)
+        seconds: dict[str, list[float]] = {"ours": [], "loop": []}
+        equal = 0
+        for _ in range(options.repetitions):
+            started = time.perf_counter()
+            theirs = loop(merged, tokenizer, requests, options.batch_size)
+            seconds["loop"].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            ours = {index: text for part in engine.complete(requests, ()) for index, text in part.items()}
+            seconds["ours"].append(time.perf_counter() - started)
+            equal = sum(ours[index].strip() == text.strip() for index, text in enumerate(theirs))
+        ratio = statistics.median(a / b for a, b in zip(seconds["loop"], seconds["ours"], strict=True))
+        row = {
+            "task": name,
+            "samples": len(requests),
+            "loop_samples_per_second": len(requests) / statistics.median(seconds["loop"]),
+            "samples_per_second": len(requests) / statistics.median(seconds["ours"]),
+            "ratio": ratio,
+            "equal_completions": equal,
+        }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    if options.out:
+        report = {
+            "run": target.served,
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "dtype": target.model.dtype,
+            "batch_size": options.batch_size,
+            "max_new_tokens": options.max_new_tokens,
+            "rows": rows,
+        }
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

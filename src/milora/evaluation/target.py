@@ -1,0 +1,102 @@
+"""What is evaluated: a run, a checkpoint of it, an adapter and its base, or a model."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME
+from transformers import PreTrainedModel
+
+from milora.method.errors import MiloraError
+from milora.method.variant import Base
+from milora.run.directory import RunDirectory, open_run
+from milora.run.models import attach_adapter, load_model
+from milora.run.recipe import Dtype, ModelSection, Recipe
+
+EVALUATIONS = Path("evaluations")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model to score.
+
+    `who` names it in the results: base, trained, or checkpoint-N. `folder` gets `<who>/<task>/`. `served` is its name
+    at a server. `prompt` is the one it was trained with, None where that is not known.
+    """
+
+    who: str
+    model: ModelSection
+    folder: Path
+    served: str
+    adapter: Path | None = None
+    form: Base = "intact"
+    recipe: Recipe | None = None
+
+    @property
+    def prompt(self) -> str | None:
+        return self.recipe.data.prompt if self.recipe else None
+
+    @property
+    def data_dir(self) -> str | None:
+        return self.recipe.data.data_dir if self.recipe else None
+
+    @property
+    def base(self) -> "Target":
+        """The same without its adapter."""
+        return replace(self, who="base", adapter=None, served=self.model.name)
+
+    def load(self) -> PreTrainedModel | PeftModel:
+        model = load_model(self.model)  # which from_pretrained leaves in eval mode
+        return attach_adapter(model, self.adapter, self.form) if self.adapter else model
+
+
+def resolve_target(name: str, dtype: Dtype = "bfloat16") -> Target:
+    """Return what `name` stands for: a run directory, RUN/checkpoints/checkpoint-N, an adapter's folder, or a model.
+
+    `dtype` is that of the last two; a run has its own.
+
+    Raises:
+        MiloraError: a run that is not trained yet.
+    """
+    path = Path(name)
+    if (path / "recipe.yaml").is_file():
+        return target_of_run(open_run(path))
+    if (path / "../../recipe.yaml").is_file() and path.name.startswith("checkpoint-"):
+        run = open_run(path.resolve().parents[1])
+        return replace(_target(run, path), who=path.name, served=path.name)
+    if (path / CONFIG_NAME).is_file():
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+        return Target("trained", ModelSection(name=str(base), dtype=dtype), _folder(path), path.name, path)
+    return Target("base", ModelSection(name=name, dtype=dtype), _folder(path), name)
+
+
+def target_of_run(run: RunDirectory) -> Target:
+    """Return a trained run as a target.
+
+    Raises:
+        MiloraError: it is not trained yet.
+    """
+    if not run.is_trained:
+        raise MiloraError(f"{run.path} is not trained yet", "run `milora train` with its recipe first")
+    return _target(run, run.adapter)
+
+
+def _target(run: RunDirectory, adapter: Path) -> Target:
+    return Target(
+        "trained",
+        run.recipe.model,
+        run.path / "evaluation",
+        run.path.name,
+        adapter,
+        run.recipe.adapter.base,
+        run.recipe,
+    )
+
+
+def _folder(path: Path) -> Path:
+    """Where the scores of what is no run go: a name of their own for every path and, for an adapter, its weights."""
+    weights = path / "adapter_model.safetensors"
+    content = weights.read_bytes() if weights.is_file() else b""
+    digest = hashlib.sha256(str(path.resolve() if path.exists() else path).encode() + content).hexdigest()[:8]
+    return EVALUATIONS / f"{path.name}-{digest}"

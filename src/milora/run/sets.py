@@ -1,0 +1,127 @@
+"""The public data sets by name: where each stands, its files in a `data_dir`, and how its rows read."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Split = Literal["train", "validation", "test"]
+Row = dict[str, str]
+
+LLM_ADAPTERS = (
+    "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/816657208af4db747803f87ba40a4c71383fed7a/"
+)
+MILORA_AUTHORS = "https://raw.githubusercontent.com/sufenlp/MiLoRA/4740756d5d74700527d799a8d4a0c40dc9e92235/"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSet:
+    """`remote` holds, per split, what `datasets.load_dataset` is called with; empty where only local files are read.
+
+    A row that `read` returns has a question and an answer, and whatever else its benchmark grades by.
+    """
+
+    read: Callable[[dict[str, Any]], Row]
+    files: dict[Split, str]
+    remote: dict[Split, dict[str, Any]]
+
+
+def _hub(name: str, *splits: Split, config: str | None = None) -> dict[Split, dict[str, Any]]:
+    return {split: {"path": name, "name": config, "split": split} for split in splits}
+
+
+def _file(address: str, split: Split) -> dict[Split, dict[str, Any]]:
+    return {split: {"path": "json", "data_files": address, "split": "train"}}
+
+
+def _read_gsm8k(row: dict[str, Any]) -> Row:
+    worked, _, number = row["answer"].rpartition("\n#### ")
+    worked = re.sub(r"<<.*?>>", "", worked)  # the calculator's annotations
+    return {"question": row["question"], "answer": f"{worked}\nThe answer is: {number.strip()}"}
+
+
+def _read_mawps(row: dict[str, Any]) -> Row:
+    equation = re.sub(r"^[xX]=", "", row["equation"]).replace(".0", "")
+    return {"question": row["original_text"], "answer": f"{equation} = {row['ans']:g}. The answer is: {row['ans']:g}"}
+
+
+def _read_math(row: dict[str, Any]) -> Row:
+    if "instruction" in row:  # as the authors carry it
+        return {"question": row["instruction"], "answer": row["output"]}
+    return {"question": row["problem"], "answer": row["solution"]}
+
+
+def _read_instruction(row: dict[str, Any]) -> Row:
+    question = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
+    return {"question": question, "answer": row["output"]}
+
+
+def _read_query(answer: str) -> Callable[[dict[str, Any]], Row]:
+    return lambda row: {"question": row["query"], "answer": row[answer]}
+
+
+def _read_humaneval(row: dict[str, Any]) -> Row:
+    # The paper's prompt for code is not published, nor is PiSSA's outside its data; this is the plainest one.
+    return {
+        "question": f"Complete the following Python function.\n\n```python\n{row['prompt'].strip()}\n```",
+        "answer": row["canonical_solution"],
+        "prompt": row["prompt"],
+        "test": row["test"],
+        "entry_point": row["entry_point"],
+    }
+
+
+def _commonsense(folder: str) -> NamedSet:
+    """One of the eight sets as LLM-Adapters poses it, which is what the paper trains and evaluates on."""
+    return NamedSet(
+        _read_instruction,
+        {"train": f"commonsense/{folder}/train.json", "test": f"commonsense/{folder}/test.json"},
+        _file(f"{LLM_ADAPTERS}dataset/{folder}/train.json", "train")
+        | _file(f"{LLM_ADAPTERS}dataset/{folder}/test.json", "test"),
+    )
+
+
+COMMONSENSE = {
+    "boolq": "boolq",
+    "piqa": "piqa",
+    "social_i_qa": "social_i_qa",
+    "hellaswag": "hellaswag",
+    "winogrande": "winogrande",
+    "arc_easy": "ARC-Easy",
+    "arc_challenge": "ARC-Challenge",
+    "openbookqa": "openbookqa",
+}
+
+NAMED_SETS = {
+    "gsm8k": NamedSet(
+        _read_gsm8k,
+        {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"},
+        _hub("openai/gsm8k", "train", "test", config="main"),
+    ),
+    "math": NamedSet(_read_math, {"test": "math/test.jsonl"}, _file(f"{MILORA_AUTHORS}data/MATH_test.jsonl", "test")),
+    "mawps": NamedSet(
+        _read_mawps,
+        {"train": "mawps/trainset.json", "validation": "mawps/validset.json", "test": "mawps/testset.json"},
+        {},
+    ),
+    **{name: _commonsense(folder) for name, folder in COMMONSENSE.items()},
+    "humaneval": NamedSet(
+        _read_humaneval, {"test": "code/HumanEval.jsonl.gz"}, _hub("openai/openai_humaneval", "test")
+    ),
+    "metamath": NamedSet(
+        _read_query("response"), {"train": "metamath/MetaMathQA-395K.json"}, _hub("meta-math/MetaMathQA", "train")
+    ),
+    "commonsense_170k": NamedSet(
+        _read_instruction,
+        {"train": "commonsense/commonsense_170k.json"},
+        _file(f"{LLM_ADAPTERS}ft-training_set/commonsense_170k.json", "train"),
+    ),
+    "codefeedback": NamedSet(
+        _read_query("answer"),
+        {"train": "code/CodeFeedback-Filtered-Instruction.jsonl"},
+        _hub("m-a-p/CodeFeedback-Filtered-Instruction", "train"),
+    ),
+    "code_alpaca": NamedSet(
+        _read_instruction, {"train": "instruction/code_alpaca_2k.json"}, _hub("sahil2801/CodeAlpaca-20k", "train")
+    ),
+}

@@ -1,0 +1,152 @@
+"""What can be evaluated, what is kept, and that processes, kills and batches do not change it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from milora import MiloraError
+from milora.evaluation.engine import LocalEngine, Request
+from milora.evaluation.evaluate import evaluate
+from milora.evaluation.target import resolve_target
+from milora.run.files import read_json, read_lines
+from milora.run.models import load_tokenizer
+from milora.run.recipe import EvaluationSection, ModelSection
+
+FEW = EvaluationSection(tasks=["arithmetic"], limit=6, max_new_tokens=8, batch_size=2)
+
+
+def _score(target, section=FEW, **options):
+    evaluate(target, section, **options)
+    return {path.parent.parent.name: read_lines(path) for path in target.folder.glob("*/*/samples.jsonl")}
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, unscored."""
+    copy = tmp_path / "run"
+    shutil.copytree(finished[1], copy)
+    shutil.rmtree(copy / "evaluation")
+    return copy
+
+
+def test_a_run_its_checkpoint_its_adapter_and_its_export_score_alike(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    shutil.copytree(run / "adapter", run / "checkpoints" / "checkpoint-8")
+    trained = _score(resolve_target(str(run)), baseline=True)
+    assert trained.keys() == {"base", "trained"} and trained["base"] != trained["trained"]
+    checkpoint = _score(resolve_target(str(run / "checkpoints" / "checkpoint-8")))
+    assert checkpoint["checkpoint-8"] == trained["trained"]
+    plain = FEW.model_copy(update={"prompt": "official"})  # an adapter does not say what prompt it was trained with
+    for adapter in (run / "adapter", run / "export" / "lora"):
+        target = resolve_target(str(adapter), "float32")
+        assert target.prompt is None
+        assert _score(target, plain)["trained"] == trained["trained"]
+
+
+def test_scores_say_what_they_are(run):
+    target = resolve_target(str(run))
+    samples = _score(target)["trained"]
+    scores = read_json(target.folder / "trained" / "arithmetic" / "scores.json")
+    assert scores["count"] == len(samples) == 6 and scores["made"] == 6 and scores["tokens_per_second"] > 0
+    assert scores["accuracy"] == sum(sample["correct"] for sample in samples) / 6
+    assert scores["official"]["accuracy"] == sum(sample["official_correct"] for sample in samples) / 6
+    assert scores["environment"]["versions"]["lm-eval"] and len(scores["prompt_sha256"]) == 64
+    assert scores["settings"]["version"] == 2 and scores["seeds"]
+
+
+def test_a_changed_setting_is_scored_again_and_the_same_is_not(run):
+    target = resolve_target(str(run))
+    _score(target)
+    file = target.folder / "trained" / "arithmetic" / "scores.json"
+    before = file.stat().st_mtime_ns
+    _score(target)
+    assert file.stat().st_mtime_ns == before
+    _score(target, FEW.model_copy(update={"limit": 4}))
+    assert read_json(file)["count"] == 4
+
+
+def test_an_evaluation_goes_on_where_it_stopped(run):
+    target = resolve_target(str(run))
+    samples = _score(target)["trained"]
+    folder = target.folder / "trained" / "arithmetic"
+    lines = (folder / "completions-0.jsonl").read_text().split("\n")
+    (folder / "scores.json").unlink()
+    (folder / "completions-0.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])
+    assert _score(target)["trained"] == samples
+    assert read_json(folder / "scores.json")["made"] == 4  # of batches of two: one is whole, another half
+
+
+def test_processes_share_the_work_and_score_the_same(run):
+    # On a CPU `accelerate launch` starts one process; this is what it starts elsewhere.
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    options = ["--tasks", "arithmetic", "--limit", "6", "--max-new-tokens", "8", "--batch-size", "2"]
+    done = subprocess.run([*command, "-m", "milora", "eval", str(run), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("arithmetic") == 1
+    folder = run / "evaluation" / "trained" / "arithmetic"
+    assert len(list(folder.glob("completions-*.jsonl"))) == 2
+    shared = read_lines(folder / "samples.jsonl")
+    shutil.rmtree(run / "evaluation")
+    assert _score(resolve_target(str(run)))["trained"] == shared
+
+
+def test_padding_and_batches_do_not_change_a_completion(small_model):
+    section = ModelSection(name=str(small_model), dtype="float32")
+    model, tokenizer = resolve_target(str(small_model), "float32").load(), load_tokenizer(section)
+    decoding = {"until": [], "max_gen_toks": 8, "do_sample": False, "num_beams": 1}
+    requests = [Request("A word. " * count, decoding) for count in (1, 30, 7)]
+    found = []
+    for batch_size in (1, 3):
+        engine = LocalEngine(model, tokenizer, batch_size)
+        found.append({index: text for part in engine.complete(requests, set()) for index, text in part.items()})
+    assert found[0] == found[1]
+    with pytest.raises(MiloraError, match="training mode"):
+        LocalEngine(model.train(), tokenizer, 1)
+
+
+def test_a_task_of_the_harness_runs_too(run, tmp_path):
+    rows = [
+        {"text": "2 + 2 =", "choices": [" 4", " 5"], "gold": 0},
+        {"text": "The sky is", "choices": [" blue", " two"], "gold": 0},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tiny.yaml").write_text(
+        f"""task: tiny
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path / "rows.jsonl"}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}}"
+doc_to_choice: choices
+doc_to_target: gold
+target_delimiter: ""
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+    )
+    target = resolve_target(str(run))
+    samples = _score(target, EvaluationSection(tasks=[str(tmp_path / "tiny.yaml")]))["trained"]
+    scores = read_json(target.folder / "trained" / "tiny" / "scores.json")
+    assert scores["metric"] == "acc" and scores["count"] == len(samples) == 2 and 0 <= scores["accuracy"] <= 1
+
+
+REFUSED = [
+    (["gsm9k"], "there is no task gsm9k, .* did you mean"),
+    (["none.yaml"], "none.yaml cannot be read"),
+    (["humaneval"], "runs programs that a model wrote"),
+]
+
+
+@pytest.mark.parametrize(("tasks", "message"), REFUSED, ids=[row[0][0] for row in REFUSED])
+def test_refused(finished, tasks, message):
+    with pytest.raises(MiloraError, match=message):
+        evaluate(resolve_target(str(finished[1])), EvaluationSection(tasks=tasks))
+
+
+def test_an_untrained_run(finished, tmp_path):
+    (tmp_path / "recipe.yaml").write_text((Path(finished[1]) / "recipe.yaml").read_text())
+    with pytest.raises(MiloraError, match="is not trained yet"):
+        resolve_target(str(tmp_path))
