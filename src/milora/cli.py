@@ -32,7 +32,7 @@ def list_() -> None:
     from milora.run.recipe import list_recipes, load_recipe
 
     for name in list_recipes():
-        typer.echo(f"{name:<20} {load_recipe(name).description}")
+        typer.echo(f"{name:<24} {load_recipe(name).description}")
 
 
 @app.command()

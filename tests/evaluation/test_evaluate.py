@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from milora import MiloraError
 from milora.evaluation.engine import LocalEngine, Request
@@ -106,6 +107,30 @@ def test_padding_and_batches_do_not_change_a_completion(small_model):
     assert found[0] == found[1]
     with pytest.raises(MiloraError, match="training mode"):
         LocalEngine(model.train(), tokenizer, 1)
+
+
+def test_a_batch_that_does_not_fit_is_halved(small_model, monkeypatch):
+    target = resolve_target(str(small_model), "float32")
+    engine = LocalEngine(target.load(), load_tokenizer(target.model), 8)
+    decoding = {"until": [], "max_gen_toks": 4, "do_sample": False, "num_beams": 1}
+    requests = [Request("A word. " * count, decoding) for count in range(1, 6)]
+    expected = [part for part in engine.complete(requests, set())]
+    whole, sizes = engine.harness.generate_until, []
+
+    def crowded(instances, **options):
+        sizes.append(len(instances))
+        if len(instances) > 2:
+            raise torch.OutOfMemoryError
+        return whole(instances, **options)
+
+    monkeypatch.setattr(engine.harness, "generate_until", crowded)
+    assert [part for part in engine.complete(requests, set())] == expected
+    assert sizes == [5, 2, 3, 1, 2]
+    monkeypatch.setattr(
+        engine.harness, "generate_until", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError)
+    )
+    with pytest.raises(MiloraError, match="one prompt alone"):
+        list(engine.complete(requests[:1], set()))
 
 
 def test_a_task_of_the_harness_runs_too(run, tmp_path):

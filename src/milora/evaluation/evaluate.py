@@ -105,9 +105,10 @@ def _score_own(
     completions = [sample["resps"][0][0] for sample in results["samples"][benchmark.name]]
     grades = benchmark.grade(completions, rows)
     samples = [_sample(*sample) for sample in zip(rows, completions, grades, strict=True)]
-    tokenizer = load_tokenizer(target.model)
-    tokens = sum(len(ids) for ids in tokenizer(completions, add_special_tokens=False)["input_ids"])
-    seconds_each = model.seconds / model.made if model.made else None
+    speed = None
+    if model.made and isinstance(engine, LocalEngine):
+        tokens = sum(len(engine.harness.tok_encode(completion)) for completion in completions)
+        speed = tokens / len(samples) * model.made / model.seconds
     scores = {
         "task": benchmark.name,
         **_accuracy([sample["correct"] for sample in samples]),
@@ -117,7 +118,7 @@ def _score_own(
         "no_answer": sum(sample["answer"] is None for sample in samples),
         "seconds": model.seconds,  # of this process, for so many of the samples
         "made": model.made,
-        "tokens_per_second": tokens / len(samples) / seconds_each if seconds_each else None,
+        "tokens_per_second": speed,
         "prompt_sha256": hashlib.sha256(prompt.template.encode()).hexdigest(),
         "seeds": {key: value for key, value in results["config"].items() if key.endswith("_seed")},
         "confinement": describe_confinement() if benchmark.runs_code else None,

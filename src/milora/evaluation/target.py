@@ -95,8 +95,7 @@ def _target(run: RunDirectory, adapter: Path) -> Target:
 
 
 def _folder(path: Path) -> Path:
-    """Where the scores of what is no run go: a name of their own for every path and, for an adapter, its weights."""
-    weights = path / "adapter_model.safetensors"
-    content = weights.read_bytes() if weights.is_file() else b""
-    digest = hashlib.sha256(str(path.resolve() if path.exists() else path).encode() + content).hexdigest()[:8]
-    return EVALUATIONS / f"{path.name}-{digest}"
+    """Where the scores of what is no run go: a name of their own for every path and state of the weights in it."""
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors"))]
+    name = str(path.resolve() if path.exists() else path)
+    return EVALUATIONS / f"{path.name}-{hashlib.sha256(f'{name}{files}'.encode()).hexdigest()[:8]}"
