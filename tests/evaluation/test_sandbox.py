@@ -3,6 +3,7 @@
 Every program bounds itself, so that even a sandbox that fails does no harm.
 """
 
+import os
 import socket
 import threading
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from milora.evaluation.sandbox import describe_confinement, run_program, run_programs
+from milora.evaluation import sandbox
+from milora.evaluation.sandbox import run_program, run_programs
 from milora.evaluation.tasks.humaneval import grade_programs
 from milora.run.data import load_rows
 
@@ -50,6 +52,33 @@ HOSTILE = {
     "new file beside": "open(CANARY + '2', 'w').write('x')",
     "tampering": "import __main__, os\n__main__.FORBIDDEN = __main__.CHANGES_FILES = ()\nstr.startswith = None\n"
     "os.remove(CANARY)",
+    "tampering with what the hook calls": "import builtins, os\n"
+    "builtins.any = builtins.isinstance = lambda *a: False\nbuiltins.int = object\nos.remove(CANARY)",
+    "str that lies": "class S(str):\n    split = lambda *a: []\n    __getitem__ = lambda *a: ''\n"
+    "open(S(CANARY), 'w').close()",
+    "open by descriptor": "import os\nd = os.open(os.path.dirname(CANARY), os.O_RDONLY)\n"
+    "os.open(os.path.basename(CANARY), os.O_WRONLY | os.O_TRUNC, dir_fd=d)",
+    "read": "open(CANARY).read()",
+    "mknod": "import os\nos.mknod(CANARY + '2')",
+    "mkfifo": "import os\n[f for f in os.supports_dir_fd if f.__name__ == 'mkfifo'][0](CANARY + '2')",
+    "sqlite": "import sqlite3\nc = sqlite3.connect(CANARY + '2')\nc.execute('create table t(x)')",
+    "readline": "import readline\nreadline.write_history_file(CANARY)",
+    "shared memory": "import _posixshmem, os\n_posixshmem.shm_open('/milora_test', os.O_CREAT | os.O_RDWR, mode=384)\n"
+    "_posixshmem.shm_unlink('/milora_test')",
+    "another interpreter": "import _xxsubinterpreters as s\n"
+    "s.run_string(s.create(), 'import os; os.remove(%r)' % CANARY)",
+    "_posixsubprocess by another name": "import importlib.util as u, importlib.machinery as m, _json\n"
+    "f = _json.__file__.replace('_json', '_posixsubprocess')\n"
+    "l = m.ExtensionFileLoader('a._posixsubprocess', f)\n"
+    "assert u.module_from_spec(u.spec_from_loader('a._posixsubprocess', l)).fork_exec",
+    "the parent's limits": "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CORE)",
+    "the parent's environment": "import os\nopen('/proc/%d/environ' % PARENT, 'rb').read()",
+    "signal by pidfd": "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getppid()), 0)",
+    "300 MB in many files": "for i in range(100): open(str(i), 'wb').write(bytes(3 * 2**20))",
+    "3000 folders deep": "import os\nfor _ in range(3000):\n    os.mkdir('a')\n    os.chdir('a')",
+    "os.write in the middle": "import os\nwrite = os.write\n"
+    "os.write = lambda d, b: write(d, b.split()[0] + b' passed')\nassert False",
+    "thread that stays": "import threading, time\nthreading.Thread(target=time.sleep, args=(30,)).start()",
     "socket": "import socket\ns = socket.create_connection(('127.0.0.1', PORT), 2)\ns.send(b'x')",
     "udp": "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))",
     "exit 0": "import sys\nsys.exit(0)",
@@ -99,7 +128,7 @@ def listener():
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile(name, layers, canary, listener):
     port, seen = listener
-    source = f"CANARY = {str(canary)!r}\nPORT = {port}\n{HOSTILE[name]}\n"
+    source = f"CANARY = {str(canary)!r}\nPORT = {port}\nPARENT = {os.getpid()}\n{HOSTILE[name]}\n"
     started = time.monotonic()
     outcome = run_program(source, seconds=2.0, layers=layers)
     assert not outcome.passed and outcome.reason
@@ -122,10 +151,15 @@ def test_nothing_is_inherited(monkeypatch):
     assert not run_program("import os\nassert 'SECRET_TOKEN' in os.environ").passed
 
 
-def test_files_of_the_user_cannot_be_read_where_landlock_is(canary):
-    if "landlock" not in describe_confinement():
-        pytest.skip("this kernel has no Landlock")
-    assert run_program(f"open({str(canary)!r})").reason.startswith("failed: PermissionError")
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS.keys())
+def test_files_of_the_user_cannot_be_read(canary, layers):
+    assert run_program(f"open({str(canary)!r})", layers=layers).reason.startswith("failed: PermissionError")
+
+
+def test_a_sandbox_that_cannot_start_is_no_score(monkeypatch, tmp_path):
+    monkeypatch.setattr(sandbox, "SCRIPT", tmp_path / "missing.py")
+    with pytest.raises(RuntimeError, match="cannot run an empty program"):
+        run_programs(["x = 1"])
 
 
 def test_honest_programs_pass():
@@ -134,6 +168,8 @@ def test_honest_programs_pass():
         "import math, collections, itertools, functools, re, typing, hashlib, random, statistics, datetime, json",
         "open('mine', 'w').write('x')\nimport os\nos.remove('mine')\nos.mkdir('d')\nopen('d/f', 'w').close()",
         "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\nassert A(1).x == 1",
+        "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\nassert A(1).x == 1",
+        "import random, doctest, unittest, decimal, fractions, heapq, uuid, zoneinfo, pickle, urllib.request",
         "import tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'x')",
         "print('x' * 1000)",
         "if __name__ == '__main__': raise ValueError",

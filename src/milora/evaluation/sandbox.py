@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from milora.evaluation.confinement import landlock_version
 
 SCRIPT = Path(__file__).with_name("confinement.py")
-FILE_SIZE = 16 * 2**20
+FILE_SIZE = 4 * 2**20
 NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child")
 
 
@@ -32,7 +32,13 @@ class Outcome:
 
 
 def run_programs(sources: list[str]) -> list[Outcome]:
-    """Run programs, as many at a time as there are cores; their outcomes in order."""
+    """Run programs, as many at a time as there are cores; their outcomes in order.
+
+    An empty program goes first: where the sandbox itself cannot start, that is an error and no model's score.
+    """
+    trial = run_program("")
+    if not trial.passed:
+        raise RuntimeError(f"The sandbox cannot run an empty program here ({describe_confinement()}): {trial.reason}")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(run_program, sources))
 
@@ -55,7 +61,7 @@ def run_program(
     what breaks Python's own memory gets past the hook.
     """
     token = secrets.token_hex(16)
-    with TemporaryDirectory(prefix="milora-") as name:
+    with TemporaryDirectory(prefix="milora-", ignore_cleanup_errors=True) as name:
         folder = str(Path(name).resolve())
         report, child_end = os.pipe()
         order = {

@@ -3,8 +3,11 @@
 import ast
 import re
 import textwrap
+from itertools import takewhile
 
-BLOCK = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL | re.IGNORECASE)
+# Blocks in other languages are matched as well, so that the end of one is not taken for the start of another.
+BLOCK = re.compile(r"^[ \t]*```[ \t]*([^\s`]*)[^\n`]*\n(.*?)(?:^[ \t]*```|```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+PYTHON = re.compile(r"|python[\d.]*|py[\d.]*|\{?\.?python\}?", re.IGNORECASE)
 TOP_LEVEL = re.compile(r"(?:async )?def |class |import |from |@|[A-Za-z_]\w* *(?::.*)?= *\S")
 
 
@@ -35,7 +38,7 @@ def extract_function(completion: str, prompt: str, entry_point: str) -> str:
     """
     text = completion.replace("\r\n", "\n").replace("\t", "    ")
     definition = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)
-    blocks: list[str] = BLOCK.findall(text)
+    blocks = [code for language, code in BLOCK.findall(text) if PYTHON.fullmatch(language)]
     code = next((block for block in reversed(blocks) if definition.search(block)), blocks[0] if blocks else text)
     code = re.split(r"^if __name__ *==", code, maxsplit=1, flags=re.MULTILINE)[0]
     if definition.search(code):
@@ -43,24 +46,24 @@ def extract_function(completion: str, prompt: str, entry_point: str) -> str:
         written = "\n".join(code.split("\n")[first:])
         before = definition.split(prompt)[0]
         return _parsable(f"{before}\n{written}", definition)
-    return _parsable(prompt + _as_body(code), definition)
+    # A wrong guess at the indent stops being Python at once: the reading that goes furthest is the one meant.
+    return max((_parsable(prompt + body, definition) for body in _as_bodies(code)), key=len)
 
 
-def _as_body(code: str) -> str:
-    """The lines of a function's body, indented again where a model lost the indent."""
-    lines = code.strip("\n").split("\n")
-    if not lines[0].startswith(" "):
-        inner = [line for line in lines[1:] if line.strip()]
-        if inner and all(line.startswith("    ") for line in inner) and not lines[0].rstrip().endswith(":"):
-            lines[0] = "    " + lines[0]
-        else:
-            return textwrap.indent("\n".join(lines), "    ") + "\n"
-    body = [lines[0]]
-    for line in lines[1:]:
-        if line[:1].strip() and not TOP_LEVEL.match(line):
-            break
-        body.append(line)
-    return "\n".join(body) + "\n"
+def _as_bodies(code: str) -> list[str]:
+    """The lines of a function's body, as they may be meant where a model lost an indent: the first line's, or all."""
+    first, *others = code.strip("\n").split("\n")
+    bodies = [[first, *others]] if first.startswith(" ") else []
+    if not first.startswith("    "):
+        bodies.append(["    " + first.lstrip(), *others])
+    if not first.startswith(" "):
+        bodies.append(textwrap.indent("\n".join([first, *others]), "    ").split("\n"))
+    return ["\n".join(takewhile(_is_python, lines)) + "\n" for lines in bodies]
+
+
+def _is_python(line: str) -> bool:
+    """Whether a line may belong to a body or to what is defined after it, rather than to talk or an example."""
+    return not line[:1].strip() or TOP_LEVEL.match(line) is not None
 
 
 def _parsable(text: str, definition: re.Pattern[str]) -> str:

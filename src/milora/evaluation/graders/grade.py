@@ -4,11 +4,10 @@ import os
 import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as OutOfTime
 from dataclasses import dataclass
 from multiprocessing import get_context
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessPool
 
 MEMORY = 4 * 2**30  # bytes of address space for each grading process
 
@@ -24,7 +23,7 @@ class Grade:
 def grade_within(grader: Callable[[str, str], Grade], pairs: Sequence[tuple[str, str]], seconds: float) -> list[Grade]:
     """Grade (completion, gold) pairs in processes that are killed when one pair takes longer than `seconds`.
 
-    What runs out of time or memory, or takes its process down, is not correct; the others are not touched.
+    What runs out of time or memory, or raises, or takes its process down, is not correct; the others are not touched.
     """
     workers = min(os.cpu_count() or 1, len(pairs)) or 1
     context = get_context("spawn")  # the parent may hold threads and a GPU
@@ -35,11 +34,14 @@ def grade_within(grader: Callable[[str, str], Grade], pairs: Sequence[tuple[str,
 
 def _confine(grader: Callable[[str, str], Grade]) -> None:
     """Limit this process; naming the grader imports its libraries before the first clock starts."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def _result(future: Future[Grade]) -> Grade:
-    try:
-        return future.result()
-    except (OutOfTime, ProcessExpired, MemoryError):
-        return Grade(None, False)
+    """The verdict; what a parser raises on a model's text is no verdict, but a missing library is no model's fault."""
+    error = future.exception()
+    if isinstance(error, ImportError):
+        raise error
+    return Grade(None, False) if error else future.result()

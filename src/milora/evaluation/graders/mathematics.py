@@ -1,20 +1,25 @@
 """Mathematical answers: as the authors compare them, and as math-verify does."""
 
+import logging
 import re
 import warnings
 from math import isclose
 from tokenize import TokenError
 from typing import Any
 
-from math_verify import parse, verify
-from sympy import N, Rational, simplify
+from math_verify import LatexExtractionConfig, parse, verify
+from sympy import N, simplify
 from sympy.parsing.latex import parse_latex
 from sympy.parsing.latex.errors import LaTeXParsingError
 from sympy.parsing.sympy_parser import parse_expr
+from sympy.polys.polyerrors import BasePolynomialError
 
 from milora.evaluation.graders.grade import Grade
 from milora.evaluation.graders.normal_form import normalize
 from milora.evaluation.graders.numbers import MARKER, NEXT_PROMPT
+from milora.evaluation.graders.statement import may_be_same, numeric_sides, same_words, translate
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its clocks are off: `grade_within` has one
 
 # What sympy raises on text that is no mathematics: the authors catch everything.
 UNREADABLE = (
@@ -29,10 +34,14 @@ UNREADABLE = (
     ValueError,
     TokenError,
     LaTeXParsingError,
+    BasePolynomialError,
 )
 # parse_expr evaluates Python. Only what can be nothing else than a formula gets there.
 FUNCTIONS = "sin|cos|tan|sec|csc|cot|log|ln|exp|sqrt|pi|oo"
-FORMULA = re.compile(rf"(?:\b(?:{FUNCTIONS})\b|\b\d*[a-zA-Z]\b|\d+(?:\.\d+)?|\.\d+|[-+*/(), !=<>])*")
+FORMULA = re.compile(rf"(?:\b(?:{FUNCTIONS})\b|\b\d*[a-zA-Z]\b|\d+(?:\.\d+)?|\.\d+|[-+*/%(), !=<>])*")
+
+# Beside a formula: what makes another answer of it.
+ALTERING = re.compile(r"\d|\b(?:or|and|not|n't|than|least|most|times|half|hundred|thousand|\w*illion|dozen)\b")
 
 
 def last_boxed(text: str) -> str | None:
@@ -63,32 +72,35 @@ def official_mathematics(completion: str, gold: str) -> Grade:
         return Grade(None, False)
     stated = stated.split(".\n")[0].strip().removesuffix(".").strip()
     try:
-        correct = (
-            _official_equal(*(left_right := (normalize(stated), normalize(gold)))) or left_right[0] == left_right[1]
-        )
+        found, expected = normalize(stated), normalize(gold)
+        correct = found == expected or _official_equal(found, expected)
     except (AssertionError, IndexError, ValueError):
-        correct = bool(stated) or stated == gold
+        correct = _official_equal(stated, stated) or stated == gold
     return Grade(stated, correct)
 
 
 def corrected_mathematics(completion: str, gold: str) -> Grade:
     r"""Grade by math-verify what stands after the last "The answer is:", or else in the last \boxed{}.
 
-    Stricter in three things: a tuple or an interval needs its own brackets, a number in another base its own subscript,
-    and a decimal must be exactly the number, not near it.
+    Stricter than it: words are compared as words, decimals exactly, and brackets, bases and repeated items must agree.
     """
     answer = _stated(completion.split(NEXT_PROMPT)[0])
     if not answer:
         return Grade(None, False)
-    if _brackets(answer) != _brackets(gold) or _bases(answer) != _bases(gold):
+    in_words = same_words(answer, gold)
+    found, expected = translate(answer), translate(gold)
+    if in_words is not None or found is None or expected is None:
+        return Grade(answer, in_words or answer == gold)
+    if found == expected:
+        return Grade(answer, True)
+    if not may_be_same(found, expected):
         return Grade(answer, False)
-    expected, found = _parse(gold), _parse(answer)
-    correct = bool(verify(expected, found, timeout_seconds=None))
-    if correct and re.fullmatch(r"[-+]?\d*\.\d+", answer):
-        correct = (
-            simplify(expected[0] - Rational(answer)) == 0 if "." not in gold else float(answer) == float(expected[0])
-        )
-    return Grade(answer, correct)
+    sides = numeric_sides(found) if "=" not in expected else []
+    return Grade(answer, all(_same(side, expected) for side in (found, *sides)))
+
+
+def _same(found: str, expected: str) -> bool:
+    return bool(verify(_parse(expected), _parse(found), timeout_seconds=None))
 
 
 def _stated(text: str) -> str | None:
@@ -96,28 +108,22 @@ def _stated(text: str) -> str | None:
     if not marker:
         return last_boxed(text)
     stated = stated.strip().split(".\n")[0].split("\n\n")[0].strip()
-    if "boxed" in stated:
-        return last_boxed(stated)
+    if stated.count("boxed") == 1:
+        whole = last_boxed(stated)
+        if whole is not None and not re.search(r"\d", re.sub(r"\\boxed.*", "", stated)):
+            return whole
     stated = stated.removesuffix(".").replace("\\$", "").strip()
     inside = re.findall(r"\$([^$]+)\$", stated)
-    return inside[0].strip() if len(inside) == 1 else stated.replace("$", "").strip()
+    outside = re.sub(r"\$[^$]+\$", "", stated)
+    if len(inside) == 1 and not ALTERING.search(outside):
+        stated = str(inside[0])
+    return stated.replace("$", "").strip()
 
 
 def _parse(text: str) -> list[Any]:
-    parsed: list[Any] = parse(f"${text}$", parsing_timeout=None)
+    # Without its second way of reading, which takes any number out of what is no LaTeX.
+    parsed: list[Any] = parse(f"${text}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
     return parsed
-
-
-def _brackets(text: str) -> tuple[str, str] | None:
-    r"""The outer brackets of a list; a set's \{ \} may be left out."""
-    text = re.sub(r"\\left|\\right|\\[,;!: ]", "", text).strip()
-    if "," in text and text[0] in "([" and text[-1] in ")]":
-        return text[0], text[-1]
-    return None
-
-
-def _bases(text: str) -> list[str]:
-    return re.findall(r"\d_\{?(?:\\text\{)?(\w+)", text)
 
 
 def _official_equal(found: str, expected: str) -> bool:
