@@ -57,7 +57,7 @@ def run_program(
     them: namespaces (no network, no other processes, nothing outlives it) and Landlock (nothing outside its own folder
     is written, nothing of the user's read). Limits and an audit hook in Python are always on.
 
-    It stops accidents and crude attacks. A program that knows how it is run can report for itself by way of its caller's
+    It stops accidents and crude attacks. A program that knows how it is run can report for itself through its caller's
     frame, reach into the hook by way of a refusal's traceback, and get past it by breaking Python's own memory.
     """
     token = secrets.token_hex(16)
