@@ -159,7 +159,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 
 
 REFUSED = [
-    (["gsm9k"], "there is no task gsm9k, .* did you mean"),
+    (["gsm9k"], "there is no task gsm9k, .*did you mean gsm8k"),
     (["none.yaml"], "none.yaml cannot be read"),
     (["humaneval"], "runs programs that a model wrote"),
 ]
