@@ -50,13 +50,7 @@ def loop(
 
 
 def requests_of(benchmark: Benchmark, data_dir: str | None, limit: int, max_new_tokens: int | None) -> list[Request]:
-    prompt = benchmark.resolve_prompt(None)
-    decoding = {
-        "until": list(benchmark.stops),
-        "max_gen_toks": max_new_tokens or benchmark.max_new_tokens,
-        "do_sample": False,
-        "num_beams": benchmark.beams,
-    }
+    prompt, decoding = benchmark.resolve_prompt(None), benchmark.decoding(max_new_tokens)
     return [Request(prompt.render(row["question"]), decoding) for row in benchmark.load(data_dir)[:limit]]
 
 

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the CLI in this process; returns exit code, stdout, stderr."""
+def call(monkeypatch, capsys, tmp_path):
+    """Run the CLI in this process and in a folder of the test's own; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["milora", *map(str, arguments)])

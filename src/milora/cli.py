@@ -24,6 +24,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 Runs = Annotated[Path, typer.Option("--runs", help="The folder of run directories.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 RUNS = Path("runs")
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @app.command("ls")
@@ -52,7 +53,7 @@ def init(
     targets: Annotated[str, typer.Option(help="Comma-separated layer names, or all-linear.")] = "all-linear",
     components: Annotated[Literal["minor", "principal", "middle", "random"], typer.Option()] = "minor",
     base: Annotated[Literal["intact", "residual"], typer.Option(help="residual writes W − s·B₀A₀ too.")] = "intact",
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option()] = "float32",
+    dtype: Annotated[Dtype, typer.Option()] = "float32",
     jobs: Annotated[int | None, typer.Option(help="Weights at a time; all cores if left out.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A folder that keeps the factors for the next time.")] = None,
 ) -> None:
@@ -95,7 +96,7 @@ def evaluate_(
     limit: Annotated[int | None, typer.Option(help="The first so many rows of each task.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="The folder with the tasks' files.")] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Score the base model too.")] = False,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of what is no run.")] = "bfloat16",
+    dtype: Annotated[Dtype, typer.Option(help="Of what is no run.")] = "bfloat16",
     prompt: Annotated[Literal["trained", "official"] | None, typer.Option(help="Whose prompt.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Prompts at a time; by the device if left out.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Fewer than the benchmark prescribes.")] = None,

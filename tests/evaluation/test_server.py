@@ -108,7 +108,7 @@ def test_beams_are_asked_for_as_vllm_takes_them(server):
     assert (server.bodies[0]["use_beam_search"], server.bodies[0]["n"]) == (True, 4)
 
 
-def test_a_failure_loses_nothing_and_the_next_run_asks_only_for_the_rest(server, finished, tmp_path):
+def test_a_failure_loses_nothing_and_the_next_run_asks_only_for_the_rest(server, tmp_path):
     from lm_eval.api.instance import Instance
 
     from milora.evaluation.record import RecordedModel

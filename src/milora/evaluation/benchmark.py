@@ -47,6 +47,15 @@ class Benchmark:
         """The prompt that the model was trained with, or, for None, the official one."""
         return PROMPTS[run_prompt] if run_prompt else EVALUATION_PROMPTS[self.official_prompt]
 
+    def decoding(self, max_new_tokens: int | None) -> dict[str, Any]:
+        """The harness' generation keywords, with fewer new tokens than the protocol's where that is asked for."""
+        return {
+            "until": list(self.stops),
+            "max_gen_toks": max_new_tokens or self.max_new_tokens,
+            "do_sample": False,
+            "num_beams": self.beams,
+        }
+
 
 def grade_text(
     official: Grader,
@@ -79,12 +88,7 @@ def make_task(benchmark: Benchmark, rows: list[Row], prompt: Prompt, max_new_tok
         "doc_to_target": lambda row: row["answer"],
         "target_delimiter": "",
         "process_results": lambda row, completions: {},
-        "generation_kwargs": {
-            "until": list(benchmark.stops),
-            "max_gen_toks": max_new_tokens or benchmark.max_new_tokens,
-            "do_sample": False,
-            "num_beams": benchmark.beams,
-        },
+        "generation_kwargs": benchmark.decoding(max_new_tokens),
         "metadata": {"version": benchmark.version},
     }
     return ConfigurableTask(config=config)

@@ -31,8 +31,6 @@ def check_evaluation(recipe: Recipe) -> None:
     for name in _expand(section):
         if name in BENCHMARKS:
             BENCHMARKS[name].load(section.data_dir or recipe.data.data_dir)
-        else:
-            find_foreign(name)
 
 
 def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = False) -> None:
@@ -56,7 +54,7 @@ def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = Fal
 
 
 def _expand(section: EvaluationSection) -> list[str]:
-    """Groups → tasks, in order, each once."""
+    """Groups → tasks, in order, each once; all of them exist and may run."""
     names = list(dict.fromkeys(name for task in section.tasks for name in GROUPS.get(task, [task])))
     running = [name for name in names if name in BENCHMARKS and BENCHMARKS[name].runs_code]
     if running and not section.allow_code_execution:
@@ -78,7 +76,7 @@ def _start(target: Target, section: EvaluationSection) -> Engine:
 
 
 def _score(engine: Engine, target: Target, name: str, section: EvaluationSection) -> None:
-    output = target.folder / target.who / Path(name).stem
+    output = _output(target, name)
     if name in BENCHMARKS:
         scores, samples = _score_own(engine, target, BENCHMARKS[name], section, output)
     elif isinstance(engine, LocalEngine):
@@ -152,9 +150,13 @@ def _accuracy(verdicts: list[bool]) -> dict[str, float]:
     return {"accuracy": accuracy, "standard_error": (accuracy * (1 - accuracy) / max(1, len(verdicts) - 1)) ** 0.5}
 
 
+def _output(target: Target, name: str) -> Path:
+    return target.folder / target.who / Path(name).stem
+
+
 def _is_scored(target: Target, name: str, section: EvaluationSection) -> bool:
     """Whether there are scores made under the same settings."""
-    file = target.folder / target.who / Path(name).stem / SCORES
+    file = _output(target, name) / SCORES
     return file.is_file() and read_json(file)["settings"] == _settings(target, name, section)
 
 

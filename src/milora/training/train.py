@@ -132,6 +132,7 @@ def _check_space(folder: Path, model: PeftModel) -> None:
 def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
     settings = recipe.training
     micro_batch = settings.micro_batch_size or settings.batch_size
+    best = settings.keep == "best"
     return SFTConfig(
         output_dir=str(run.checkpoints),
         seed=recipe.seed,
@@ -147,10 +148,10 @@ def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
         max_length=None,  # tokenize_rows has cut already, and counted
         save_steps=settings.save_steps,
         save_total_limit=2,
-        eval_strategy="steps" if settings.keep == "best" else "no",
+        eval_strategy="steps" if best else "no",
         eval_steps=settings.save_steps,
-        load_best_model_at_end=settings.keep == "best",
-        metric_for_best_model="eval_loss" if settings.keep == "best" else None,
+        load_best_model_at_end=best,
+        metric_for_best_model="eval_loss" if best else None,
         logging_steps=settings.log_steps,
         report_to=settings.report_to,
         include_num_input_tokens_seen="non_padding",

@@ -16,7 +16,7 @@ from sympy.polys.polyerrors import BasePolynomialError
 
 from milora.evaluation.graders.grade import Grade
 from milora.evaluation.graders.normal_form import normalize
-from milora.evaluation.graders.numbers import MARKER, NEXT_PROMPT
+from milora.evaluation.graders.numbers import MARKER, NEXT_PROMPT, is_officially_close
 from milora.evaluation.graders.statement import may_be_same, numeric_sides, same_words, translate
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its clocks are off: `grade_within` has one
@@ -129,7 +129,7 @@ def _parse(text: str) -> list[Any]:
 def _official_equal(found: str, expected: str) -> bool:
     numbers = _float(found), _float(expected)
     if numbers[0] is not None and numbers[1] is not None:
-        return any(isclose(item, numbers[0], rel_tol=1e-4) for item in (numbers[1] / 100, numbers[1], numbers[1] * 100))
+        return is_officially_close(numbers[0], numbers[1])
     if not found:
         return False
     found, expected = found.strip(), expected.strip()

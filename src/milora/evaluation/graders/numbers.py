@@ -49,8 +49,12 @@ def official_number(completion: str, gold: str) -> Grade:
     if read is None:
         return Grade(None, False)
     expected = int(gold.rpartition(MARKER)[2].strip().replace(",", ""))
-    close = any(isclose(item, float(read), rel_tol=1e-4) for item in (expected / 100, expected, expected * 100))
-    return Grade(str(read), close)
+    return Grade(str(read), is_officially_close(float(read), expected))
+
+
+def is_officially_close(found: float, expected: float) -> bool:
+    """Compare numbers as the authors do: within 1e-4 of the gold answer, a hundredth of it, or a hundred times it."""
+    return any(isclose(item, found, rel_tol=1e-4) for item in (expected / 100, expected, expected * 100))
 
 
 def _official_read(completion: str) -> int | None:
