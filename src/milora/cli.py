@@ -165,7 +165,7 @@ def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> 
     with locked(run.path):
         train_run(run)
         evaluate(target_of_run(run), run.recipe.evaluation, baseline=True)
-        form: Form = "lora" if run.recipe.adapter.method == "milora" else "merged"
+        form: Form = "lora" if run.recipe.adapter.has_initial_factors else "merged"
         exported = export_run(run, form, run.path / "export" / form)
         report = write_report(run)
     typer.echo(format_table(read_scores(run.path / "evaluation")))

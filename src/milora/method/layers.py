@@ -136,10 +136,11 @@ def milora_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]:
 
 
 def check_base(name: str, layer: LoraLinear, A: Tensor, B: Tensor) -> None:
-    """Raise unless the layer's weight maps each row of A₀ onto the matching column of B₀, as its own components do.
+    """Raise unless the layer's weight maps each column of B₀ onto the matching row of A₀, as its own components do.
 
-    W aᵢ = cᵢ bᵢ holds for singular directions of W and fails for those of another weight. Measured against what W
-    does to a vector on average; rounding the base to bf16 costs 1e-3, another base about 1.
+    bᵢᵀ W = cᵢ aᵢ holds for singular directions of W, and for the Q and R of its QR (OLoRA); it fails for those of
+    another weight. Measured against what Wᵀ does to a vector on average; rounding the base to bf16 costs 1e-3, another
+    base about 1.
     """
     weight = read_weight(layer)
     dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -148,10 +149,10 @@ def check_base(name: str, layer: LoraLinear, A: Tensor, B: Tensor) -> None:
         raise _wrong_base(
             name, f"its factors fit a {(B.shape[0], A.shape[1])} weight, this one is {tuple(weight.shape)}"
         )
-    image = weight @ A.T
-    along = (B * image).sum(0) / (B * B).sum(0).clamp_min(torch.finfo(dtype).tiny)
-    typical = torch.linalg.norm(weight) / weight.shape[1] ** 0.5 * torch.linalg.norm(A)
-    mismatch = torch.linalg.norm(image - B * along)
+    image = B.T @ weight
+    along = (A * image).sum(1, keepdim=True) / (A * A).sum(1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
+    typical = torch.linalg.norm(weight) / weight.shape[0] ** 0.5 * torch.linalg.norm(B)
+    mismatch = torch.linalg.norm(image - along * A)
     if mismatch > 1e-2 * typical:
         raise _wrong_base(name, f"its factors miss this weight by {(mismatch / typical).item():.2g}, of 0.01 allowed")
 

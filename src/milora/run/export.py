@@ -23,11 +23,10 @@ def export_run(run: RunDirectory, form: Form, output: Path, rank: int | None = N
     if rank is not None and form != "lora":
         raise MiloraError(f"--rank {rank} recompresses a LoRA, not --as {form}", "leave --rank out")
     model = load_model(run.recipe.model)
-    is_milora = run.recipe.adapter.method == "milora"
     if form == "merged":
         attach_adapter(model, run.adapter, run.recipe.adapter.base).merge_and_unload().save_pretrained(output)
         load_tokenizer(run.recipe.model).save_pretrained(output)
-    elif not is_milora:
+    elif not run.recipe.adapter.has_initial_factors:
         raise MiloraError(
             f"method {run.recipe.adapter.method} has an ordinary adapter already: {run.adapter}", "use --as merged"
         )

@@ -34,29 +34,35 @@ class ModelSection(Section):
 
 
 class AdapterSection(Section):
-    """The method and its LoRA shape; the keys of `MILORA_ONLY` are milora's own."""
+    """The method and its LoRA shape; the keys of `OWN_OPTIONS` belong to one method each."""
 
-    method: Literal["milora", "lora"] = "milora"
+    method: Literal["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora"] = "milora"
     rank: Positive = 32
     alpha: Positive | None = None  # None: the rank, so that the scaling is 1
     dropout: Fraction = 0.0
-    rslora: bool = False
     target_modules: str | list[str] = "all-linear"
     rank_pattern: dict[str, Positive] = {}
     alpha_pattern: dict[str, Positive] = {}
     components: Literal["minor", "principal", "middle", "random"] = "minor"
     base: Literal["intact", "residual"] = "intact"
     scale: Literal["singular", "orthonormal"] = "singular"
+    loraplus_ratio: Annotated[float, Field(ge=1)] = 16.0  # B's learning rate over A's
+
+    @property
+    def has_initial_factors(self) -> bool:
+        """Whether the method starts from the weights: in intact form, its start kept beside the adapter."""
+        return self.method in ("milora", "pissa", "olora")
 
     @model_validator(mode="after")
     def _only_what_the_method_honours(self) -> Self:
-        stray = MILORA_ONLY & self.model_fields_set
-        if self.method != "milora" and stray:
-            raise ValueError(f"{', '.join(sorted(stray))}: options of method=milora, not of {self.method}")
+        for option in sorted(OWN_OPTIONS.keys() & self.model_fields_set):
+            # A resolved recipe names every option; its default asks for nothing.
+            if self.method != OWN_OPTIONS[option] and getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"{option}: an option of method={OWN_OPTIONS[option]}, not of {self.method}")
         return self
 
 
-MILORA_ONLY = frozenset({"components", "base", "scale"})
+OWN_OPTIONS = {"components": "milora", "base": "milora", "scale": "milora", "loraplus_ratio": "loraplus"}
 
 
 class DataSection(Section):

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
-from milora.method.adapter import InitializationReport, initialize_lora_milora_weights
+from milora.method.adapter import InitializationReport, initialize_lora_milora_weights, start_layers
 from milora.method.errors import MiloraError
+from milora.method.layers import ready_layers
 from milora.run.models import linear_names
 from milora.run.recipe import AdapterSection, ModelSection
 
@@ -24,14 +26,18 @@ def add_adapter(
         r=section.rank,
         lora_alpha=alpha,
         lora_dropout=section.dropout,
-        use_rslora=section.rslora,
+        use_rslora=section.method == "rslora",
+        use_dora=section.method == "dora",
+        init_lora_weights="mica" if section.method == "mica" else True,
         target_modules=section.target_modules,
         rank_pattern=dict(section.rank_pattern),
         alpha_pattern=dict(section.alpha_pattern),
         task_type=TaskType.CAUSAL_LM,
     )
     peft_model = get_peft_model(model, config)
-    if section.method == "lora":
+    if section.method in ("pissa", "olora"):
+        _start_as_peft_does(peft_model, section.method)
+    if section.method != "milora":
         return peft_model, None
     report = initialize_lora_milora_weights(
         peft_model,
@@ -43,6 +49,30 @@ def add_adapter(
         cache=cache,
     )
     return peft_model, report
+
+
+@torch.no_grad()
+def _start_as_peft_does(model: PeftModel, method: str) -> None:
+    """Start from PEFT's own factors A₀, B₀ of PiSSA or OLoRA, in intact form: PEFT's change of the base is undone.
+
+        y = W x + s·(B A − B₀ A₀) x
+
+    One layer at a time, so that one weight stands twice.
+    """
+    layers = ready_layers(model, "default", "intact")
+    factors = {}
+    for name, layer in layers.items():
+        if method == "olora" and layer.fan_in_fan_out:
+            raise MiloraError(f"{name}: PEFT's OLoRA does not read Conv1D's transposed weights", "use method=pissa")
+        weight = layer.get_base_layer().weight
+        original = weight.data.clone()
+        if method == "pissa":
+            layer.pissa_init("default", "pissa")
+        else:
+            layer.olora_init("default")
+        factors[name] = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
+        weight.data = original
+    start_layers(model, "default", layers, factors, "intact")
 
 
 def check_targets(model: ModelSection, adapter: AdapterSection) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
@@ -55,7 +56,7 @@ def train(run: RunDirectory) -> None:
     checkpoint = _last_whole_checkpoint(run.checkpoints)
     if checkpoint is None:
         run.write("spectra.json", measure_spectra(model))
-    if checkpoint is not None and recipe.adapter.method == "milora":
+    if checkpoint is not None and recipe.adapter.has_initial_factors:
         peft_model = load_milora(model, checkpoint, base=recipe.adapter.base, is_trainable=True)
     else:
         peft_model, initialization = add_adapter(model, recipe.adapter, recipe.seed, jobs=torch.get_num_threads())
@@ -71,6 +72,7 @@ def train(run: RunDirectory) -> None:
         eval_dataset=held_out_set if held_out else None,
         processing_class=tokenizer,
         callbacks=[ProgressBar(), CompletionMark()],
+        optimizers=(_loraplus(peft_model, recipe), None),
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -159,6 +161,20 @@ def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
         disable_tqdm=True,
         bf16=False,  # the model computes in its own dtype, adapters in float32
         dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _loraplus(model: PeftModel, recipe: Recipe) -> torch.optim.Optimizer | None:
+    """LoRA+'s AdamW, with B's learning rate a multiple of A's; None, the trainer's own, for every other method."""
+    if recipe.adapter.method != "loraplus":
+        return None
+    settings = recipe.training
+    return create_loraplus_optimizer(  # type: ignore[no-any-return]
+        model,
+        torch.optim.AdamW,
+        lr=settings.learning_rate,
+        loraplus_lr_ratio=recipe.adapter.loraplus_ratio,
+        loraplus_weight_decay=settings.weight_decay,
     )
 
 
