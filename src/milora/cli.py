@@ -172,6 +172,41 @@ def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> 
     typer.echo(f"exported {exported}\nreport   {report}")
 
 
+@app.command("compare")
+def compare_(
+    name: Annotated[
+        str, typer.Argument(metavar="COMPARISON", help="A shipped comparison (milora ls) or a .yaml file.")
+    ],
+    overrides: Overrides = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time on this machine.")] = 1,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="ray: as tasks of a Ray cluster.")] = "local",
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each Ray task.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and what it costs.")] = False,
+    runs: Runs = RUNS,
+) -> None:
+    """Run what is missing of a comparison, then say what it shows; one that was killed goes on."""
+    from milora.comparison.compare import Grid, describe_cost, run_missing
+    from milora.comparison.plan import load_comparison
+
+    grid = Grid(load_comparison(name, overrides or []), runs)
+    typer.echo(describe_cost(grid, jobs), err=True)
+    if dry_run:
+        for cell, run in grid:
+            typer.echo(f"{cell.arm:<16}{cell.learning_rate:<10g}{cell.seed:<4}{run.path}")
+        return
+    failures = run_missing(grid, jobs=jobs, engine=engine, gpus=gpus)
+    if failures:
+        raise MiloraError("; ".join(failures), "mend it and run the same command again: finished runs are kept")
+
+
+@app.command("work", hidden=True)
+def work_(path: RunPath, baseline: Annotated[bool, typer.Option("--baseline")] = False) -> None:
+    """Do one run of a comparison, as the process that `compare` starts for it."""
+    from milora.comparison.worker import work
+
+    work(path, baseline=baseline)
+
+
 def main() -> None:
     """Run the CLI; what the user can mend is two lines on stderr, and exit code 2."""
     _quieten()

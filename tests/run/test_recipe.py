@@ -37,7 +37,7 @@ REFUSED = [
         ["training.learning_rat=1"],
         "training.learning_rat is no key .* did you mean learning_rate",
     ),
-    ("quickstart", ["optimizer=adam"], "optimizer is no key of a recipe"),
+    ("quickstart", ["optimizer=adam"], "optimizer is no key here"),
     ("quickstart", ["training.learning_rate=fast"], "training.learning_rate: Input should be a valid number"),
     ("quickstart", ["training.learning_rate=-1"], "greater than 0"),
     ("quickstart", ["adapter.rank=0"], "greater than 0"),

@@ -1,8 +1,27 @@
-"""What the weights look like: spectra."""
+"""What the weights look like, how far training moved them, and what the model forgot."""
+
+import copy
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from milora.method.variant import IntactVariant, update_factors
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetting:
+    """In nats per token; `floor` is the base model's own entropy, which a model that forgot nothing reaches."""
+
+    cross_entropy: float
+    floor: float
+    tokens: int
 
 
 def measure_spectra(model: nn.Module, count: int = 4) -> dict[str, list[float]]:
@@ -12,3 +31,40 @@ def measure_spectra(model: nn.Module, count: int = 4) -> dict[str, list[float]]:
     step = max(1, len(names) // count)
     chosen = names[step // 2 :: step][:count]
     return {name: torch.linalg.svdvals(weights[name].detach().float()).tolist() for name in chosen}
+
+
+@torch.no_grad()
+def measure_change(model: PeftModel, adapter_name: str = "default") -> float:
+    """Return ‖ΔW‖ = (Σ_layers ‖W_tuned − W‖²_F)^½ over the adapted layers; the model stays as it is."""
+    layers = [part for part in model.modules() if isinstance(part, LoraLayer) and adapter_name in part.r]
+    return math.sqrt(sum(_squared_change(layer, adapter_name) for layer in layers))
+
+
+def _squared_change(layer: LoraLayer, adapter_name: str) -> float:
+    if isinstance(layer.lora_variant.get(adapter_name), IntactVariant):
+        up, down = (factor.double() for factor in update_factors(layer, adapter_name))
+        scaling: float = layer.scaling[adapter_name]
+        return scaling**2 * float(torch.trace(up.T @ up @ down @ down.T))
+    # Whatever else PEFT computes, its own merge says; on a copy of one layer, lest the base's weights be rounded.
+    merged = copy.deepcopy(layer).float()
+    merged.merge(adapter_names=[adapter_name])
+    change = merged.get_base_layer().weight - layer.get_base_layer().weight.float()
+    return float(change.double().square().sum())
+
+
+@torch.no_grad()
+def measure_forgetting(model: PeftModel, blocks: Tensor, base: nn.Module | None = None) -> Forgetting:
+    """Return −Σ_v p_base(v) log p_tuned(v), averaged over positions, and its floor −Σ_v p_base(v) log p_base(v).
+
+    `blocks` are token ids `(count, length)`. `base` is the base model where `disable_adapter()` cannot give it:
+    of the residual form. (Paper, section 6 and table 8, after Kalajdzievski 2024.)
+    """
+    cross_entropy = floor = 0.0
+    for block in blocks:
+        tuned = F.log_softmax(model(block[None]).logits[0].float(), dim=-1)
+        with model.disable_adapter() if base is None else nullcontext():
+            logits = (model if base is None else base)(block[None]).logits[0]
+        expected = F.log_softmax(logits.float(), dim=-1)
+        cross_entropy -= float((expected.exp() * tuned).sum(-1).mean())
+        floor -= float((expected.exp() * expected).sum(-1).mean())
+    return Forgetting(cross_entropy / len(blocks), floor / len(blocks), blocks.numel())

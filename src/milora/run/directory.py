@@ -5,9 +5,11 @@ runs/<name>-<digest>/
   environment.json      versions, hardware, commit
   initialization.json   what the initialisation found
   spectra.json          singular values of a few weights
+  start.json            what initialisation took, and the held-out loss before training
   checkpoints/          of the trainer, while it trains
   adapter/              the trained adapter; training.json beside it says that training is complete
   evaluation/<who>/<task>/{scores.json, samples.jsonl, completions-*.jsonl}    who: base, trained, checkpoint-N
+  forgetting.json       if the recipe asks
   export/               portable forms
   report.html
 """
@@ -60,13 +62,13 @@ class RunDirectory:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for this process; the kernel lets go when the process ends, however it ends.
 
     Of the processes of one launch, the main one holds it for all.
 
     Raises:
-        MiloraError: another process holds it.
+        MiloraError: another process holds it, and this one does not `wait`.
     """
     if not is_main_process():
         yield
@@ -74,7 +76,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise MiloraError(f"another process works on {folder}", "wait for it, or stop it") from error
         yield
@@ -85,9 +87,14 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def locate_run(recipe: Recipe, root: Path) -> RunDirectory:
+    """Return the recipe's directory under `root`, whether it is there or not."""
+    return RunDirectory(root / f"{recipe.name}-{recipe.digest}", recipe)
+
+
 def create_run(recipe: Recipe, root: Path) -> RunDirectory:
     """Make the recipe's directory under `root`, or return the one that is there."""
-    run = RunDirectory(root / f"{recipe.name}-{recipe.digest}", recipe)
+    run = locate_run(recipe, root)
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.path / "recipe.yaml", recipe.to_yaml())
     if not (run.path / "environment.json").is_file():

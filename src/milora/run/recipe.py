@@ -103,6 +103,14 @@ class TrainingSection(Section):
         return self
 
 
+class ForgettingSection(Section):
+    """How far the predictions go from the base's: on a text file, or on text sampled from the base itself."""
+
+    text: str = "sampled"
+    blocks: Annotated[int, Field(ge=0)] = 0  # 0: not measured
+    block_length: Annotated[int, Field(ge=2)] = 1024  # tokens
+
+
 class EvaluationSection(Section):
     """Which benchmarks a run is scored on, before and after, and how."""
 
@@ -115,6 +123,7 @@ class EvaluationSection(Section):
     engine: Literal["hf", "server"] = "hf"  # in this process, or an OpenAI-compatible endpoint
     url: str | None = None  # the endpoint, …/v1
     allow_code_execution: bool = False  # HumanEval runs what the model writes
+    forgetting: ForgettingSection = ForgettingSection()
 
     @model_validator(mode="after")
     def _servers_have_addresses(self) -> Self:
@@ -164,10 +173,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         if "=" not in override:
             raise MiloraError(f"{override!r} is no key=value", "write for example training.learning_rate=1e-4")
     try:
-        settings = OmegaConf.merge(_read(name), OmegaConf.from_dotlist(list(overrides)))
+        settings = OmegaConf.merge(
+            read_settings(name, "recipes", list_recipes()), OmegaConf.from_dotlist(list(overrides))
+        )
         return Recipe.model_validate(OmegaConf.to_container(settings, resolve=True))
     except ValidationError as error:
-        raise MiloraError(f"recipe {name}: {_explain(error)}", "see `milora show quickstart` for every key") from error
+        raise MiloraError(
+            f"recipe {name}: {explain(error, Recipe)}", "see `milora show quickstart` for every key"
+        ) from error
     except (OmegaConfBaseException, YAMLError) as error:
         raise MiloraError(f"recipe {name}: {error}", "mend the YAML or the override") from error
 
@@ -182,35 +195,40 @@ def override_section(section: EvaluationSection, given: dict[str, Any]) -> Evalu
     try:
         return EvaluationSection.model_validate({**section.model_dump(), **changes})
     except ValidationError as error:
-        raise MiloraError(_explain(error), "see `milora eval --help`") from error
+        raise MiloraError(explain(error, EvaluationSection), "see `milora eval --help`") from error
 
 
-def _read(name: str) -> Any:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else Path(str(files("milora"))) / "recipes" / f"{name}.yaml"
+def read_settings(name: str, folder: str, shipped: list[str]) -> Any:
+    """Return the mapping in a shipped file of the package's `folder` or in a .yaml file; `extends: NAME` goes under it.
+
+    Raises:
+        MiloraError: no such file, or no mapping in it.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else Path(str(files("milora"))) / folder / f"{name}.yaml"
     if not path.is_file():
-        near = difflib.get_close_matches(name, list_recipes(), n=1)
+        near = difflib.get_close_matches(name, shipped, n=1)
         raise MiloraError(
-            f"there is no recipe {name!r}",
-            f"did you mean {near[0]}?" if near else f"shipped are {', '.join(list_recipes())}; or name a .yaml file",
+            f"there is no {folder[:-1]} {name!r}",
+            f"did you mean {near[0]}?" if near else f"shipped are {', '.join(shipped)}; or name a .yaml file",
         )
     settings = OmegaConf.load(path)
     if not isinstance(settings, DictConfig):
         raise MiloraError(f"{path} is no mapping of keys to values", "start from what `milora show quickstart` prints")
     parent = settings.pop("extends", None)
-    return OmegaConf.merge(_read(parent), settings) if parent else settings
+    return OmegaConf.merge(read_settings(parent, folder, shipped), settings) if parent else settings
 
 
-def _explain(error: ValidationError) -> str:
-    return "; ".join(_explain_one(problem["type"], problem["loc"], problem["msg"]) for problem in error.errors())
+def explain(error: ValidationError, schema: type[Section]) -> str:
+    """Return all of a validation's complaints in one line, with the key that was probably meant."""
+    return "; ".join(_explain_one(entry["type"], entry["loc"], entry["msg"], schema) for entry in error.errors())
 
 
-def _explain_one(kind: str, location: tuple[int | str, ...], message: str) -> str:
+def _explain_one(kind: str, location: tuple[int | str, ...], message: str, schema: Any) -> str:
     key = ".".join(map(str, location))
     if kind != "extra_forbidden":
         return f"{key}: {message.removeprefix('Value error, ')}" if key else message
-    section: Any = Recipe
     for part in location[:-1]:
-        section = section.model_fields[str(part)].annotation
-    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    suggestion = f"did you mean {near[0]}?" if near else f"known are {', '.join(section.model_fields)}"
-    return f"{key} is no key of a recipe, {suggestion}"
+        schema = schema.model_fields[str(part)].annotation
+    near = difflib.get_close_matches(str(location[-1]), schema.model_fields, n=1)
+    suggestion = f"did you mean {near[0]}?" if near else f"known are {', '.join(schema.model_fields)}"
+    return f"{key} is no key here, {suggestion}"

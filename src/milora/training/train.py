@@ -1,6 +1,8 @@
 """A recipe → a trained adapter in its run directory."""
 
+import math
 import os
+import resource
 import shutil
 import time
 from dataclasses import asdict
@@ -10,11 +12,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from safetensors import safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from milora.method.analysis import measure_spectra
+from milora.method.analysis import measure_change, measure_spectra
 from milora.method.checkpoint import load_milora
 from milora.method.errors import MiloraError
 from milora.run.data import load_training_rows
@@ -26,6 +29,7 @@ from milora.training.adapter import add_adapter, check_targets
 from milora.training.progress import ProgressBar
 from milora.training.tokens import tokenize_rows
 
+START = "start.json"
 COMPLETE = "complete"  # a file of this name says that a checkpoint was written whole
 
 
@@ -59,7 +63,9 @@ def train(run: RunDirectory) -> None:
     if checkpoint is not None and recipe.adapter.has_initial_factors:
         peft_model = load_milora(model, checkpoint, base=recipe.adapter.base, is_trainable=True)
     else:
+        started = time.perf_counter()
         peft_model, initialization = add_adapter(model, recipe.adapter, recipe.seed, jobs=torch.get_num_threads())
+        initialization_seconds = time.perf_counter() - started
         if initialization is not None:
             run.write("initialization.json", asdict(initialization))
 
@@ -76,22 +82,31 @@ def train(run: RunDirectory) -> None:
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    if held_out and checkpoint is None:
-        run.write("held_out_before.json", _held_out_loss(trainer))
+    if checkpoint is None:
+        loss = _held_out_loss(trainer) if held_out else None
+        run.write(START, {"initialization_seconds": initialization_seconds, "held_out_loss": loss})
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     peft_model.save_pretrained(str(run.adapter))
+    start = run.read(START)
+    resumed_at = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    steps = trainer.state.global_step
     run.write(
         run.training.name,
         {
-            "seconds": seconds,
-            "resumed_at": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
-            "steps": trainer.state.global_step,
+            "seconds": seconds,  # since it was resumed
+            "resumed_at": resumed_at,
+            "steps": steps,
+            "seconds_per_step": seconds / (steps - resumed_at) if steps > resumed_at else None,
+            "tokens_per_step": trainer.state.num_input_tokens_seen / steps,
+            "initialization_seconds": start["initialization_seconds"],
+            "peak_memory": _peak_memory(),
+            "weight_change": measure_change(peft_model),
             "kept_step": trainer.state.best_global_step or trainer.state.global_step,
             "data": asdict(report),
-            "parameters": _count(peft_model),
-            "held_out_loss": [run.read("held_out_before.json"), _held_out_loss(trainer)] if held_out else None,
+            "parameters": {**_count(peft_model), "stored": _count_stored(run.adapter)},
+            "held_out_loss": [start["held_out_loss"], _held_out_loss(trainer)] if held_out else None,
             "losses": [
                 {"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry
             ],
@@ -185,3 +200,16 @@ def _held_out_loss(trainer: SFTTrainer) -> float:
 def _count(model: PeftModel) -> dict[str, int]:
     trainable, total = model.get_nb_trainable_parameters()
     return {"trainable": trainable, "total": total}
+
+
+def _count_stored(adapter: Path) -> int:
+    """Numbers in the saved adapter, initial factors and all."""
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  no mapping
+
+
+def _peak_memory() -> int:
+    """Bytes: allocated on the GPU, or of the whole process where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,88 @@
+"""Runs that are missing → processes of this machine, some at a time."""
+
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+LOG = "worker.log"
+Task = tuple[Path, bool]  # a run directory, and whether its base is scored too
+
+
+def run_here(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Path, str | None]]:
+    """Run each task in a process, `jobs` at a time, and give its folder and, where it failed, why, as they end.
+
+    The processes share the cores evenly, and each has one GPU where there are any. What a process says goes to
+    `worker.log` in its run. One that fails stops no other.
+    """
+    devices = _visible_devices()
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+
+    def run(task: Task) -> str | None:
+        slot = slots.get()
+        settings = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+        if devices:
+            settings["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        try:
+            return run_task(task, settings)
+        finally:
+            slots.put(slot)
+
+    yield from _in_threads(run, tasks, jobs)
+
+
+def run_on_ray(tasks: Sequence[Task], gpus: float) -> Iterator[tuple[Path, str | None]]:
+    """The same as Ray tasks, each with `gpus` GPUs, on as many machines as the cluster has.
+
+    The run directories lie in a folder that all of them see. `RAY_ADDRESS` names the cluster; without it, Ray starts
+    on this machine.
+    """
+    import ray  # an extra of its own
+
+    ray.init(log_to_driver=False)
+    try:
+        remote = ray.remote(num_gpus=gpus, num_cpus=1, max_retries=0)(run_task)
+        pending = {remote.remote(task, {}): task[0] for task in tasks}
+        while pending:
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            yield pending.pop(done), ray.get(done)
+    finally:
+        ray.shutdown()
+
+
+def run_task(task: Task, settings: dict[str, str]) -> str | None:
+    """Run one task in a process with these environment variables; return why it failed, or None."""
+    path, baseline = task
+    command = [sys.executable, "-m", "milora", "work", str(path), *(["--baseline"] if baseline else [])]
+    with (path / LOG).open("w", encoding="utf-8") as log:
+        done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **settings}, check=False)
+    if done.returncode == 0:
+        return None
+    lines = (path / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"it ended with {done.returncode}"])[-1].removeprefix("error: ")
+
+
+def _in_threads(
+    run: Callable[[Task], str | None], tasks: Sequence[Task], jobs: int
+) -> Iterator[tuple[Path, str | None]]:
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(run, task): task[0] for task in tasks}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            # Interrupted: what has not begun does not begin.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _visible_devices() -> list[str]:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
