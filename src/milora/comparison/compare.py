@@ -1,38 +1,17 @@
 """A comparison → its runs, and what they show."""
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from milora.comparison.plan import Cell, Comparison, plan_runs
+from milora.comparison.grid import Grid
+from milora.comparison.plan import Cell
 from milora.comparison.schedule import Task, run_here, run_on_ray
-from milora.comparison.worker import FINISHED
 from milora.evaluation.evaluate import check_evaluation
 from milora.evaluation.forgetting import check_text
-from milora.run.directory import RunDirectory, create_run, locate_run
+from milora.run.directory import FINISHED, create_run
 
 Engine = Literal["local", "ray"]
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The cells of a comparison with their run directories, which other comparisons may share."""
-
-    comparison: Comparison
-    runs: Path
-
-    def __iter__(self) -> Iterator[tuple[Cell, RunDirectory]]:
-        for cell in plan_runs(self.comparison):
-            yield cell, locate_run(cell.recipe, self.runs)
-
-    def missing(self) -> list[tuple[Cell, bool]]:
-        """Return the cells that are not finished, each with whether it scores the base: the first does."""
-        return [
-            (cell, index == 0) for index, (cell, run) in enumerate(self) if not _is_finished(run, baseline=index == 0)
-        ]
 
 
 def describe_cost(grid: Grid, jobs: int) -> str:
@@ -41,7 +20,7 @@ def describe_cost(grid: Grid, jobs: int) -> str:
     steps = cells[0][0].recipe.training.max_steps
     each = f"{steps} steps" if steps else f"{cells[0][0].recipe.training.epochs:g} epochs"
     line = f"{len(cells)} runs of {each}, {len(cells) - len(missing)} finished, {len(missing)} to do, {jobs} at a time"
-    took = [run.read(FINISHED)["seconds"] for _, run in cells if (run.path / FINISHED).is_file()]
+    took = [run.read(FINISHED)["seconds"] for _, run in cells if run.is_finished]
     if missing and took:
         return f"{line}: about {_minutes(median(took) * -(-len(missing) // jobs))}"
     return f"{line}; how long it takes is known after the first" if missing else line
@@ -67,10 +46,6 @@ def run_missing(grid: Grid, *, jobs: int, engine: Engine, gpus: float) -> list[s
             failures.append(f"{labels[path]}: {failure} (see {path}/worker.log)")
         print(describe_cost(grid, jobs), file=sys.stderr)
     return failures
-
-
-def _is_finished(run: RunDirectory, *, baseline: bool) -> bool:
-    return (run.path / FINISHED).is_file() and (run.read(FINISHED)["baseline"] or not baseline)
 
 
 def _label(cell: Cell) -> str:

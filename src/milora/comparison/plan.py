@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 from omegaconf import OmegaConf
@@ -38,6 +37,15 @@ class Comparison(Section):
     paper: dict[str, dict[str, float]] = {}
     differs: str = ""
 
+    def rates(self, arm: str) -> list[float]:
+        return sorted(self.arm_learning_rates.get(arm, self.learning_rates))
+
+    @property
+    def digest(self) -> str:
+        """Eight hex digits of everything that decides the result, the recipe's own contents too."""
+        plan = [(cell.arm, cell.recipe.digest) for cell in plan_runs(self)]
+        return hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:8]
+
     @model_validator(mode="after")
     def _one_place_for_each_thing(self) -> Self:
         overrides = [override for arm in (self.overrides, *self.arms.values()) for override in arm]
@@ -50,15 +58,6 @@ class Comparison(Section):
             if len(set(values)) < len(values):
                 raise ValueError(f"{values} names something twice")
         return self
-
-    def rates(self, arm: str) -> list[float]:
-        return sorted(self.arm_learning_rates.get(arm, self.learning_rates))
-
-    @property
-    def digest(self) -> str:
-        """Eight hex digits of everything that decides the result, the recipe's own contents too."""
-        plan = [(cell.arm, cell.recipe.digest) for cell in plan_runs(self)]
-        return hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +92,16 @@ def load_comparison(name: str, overrides: Sequence[str] = ()) -> Comparison:
         content: Any = OmegaConf.to_container(settings, resolve=True)
         content["overrides"] = [*content.get("overrides", []), *mine]
         comparison = Comparison.model_validate(content)
-        plan_runs(comparison)
     except ValidationError as error:
         raise MiloraError(f"comparison {name}: {explain(error, Comparison)}", "see docs/comparisons.md") from error
     except (OmegaConfBaseException, YAMLError) as error:
         raise MiloraError(f"comparison {name}: {error}", "mend the YAML or the override") from error
+    for cell in plan_runs(comparison):
+        if not cell.recipe.data.validation_rows:
+            raise MiloraError(
+                f"comparison {name}: the best learning rate is chosen on held-out rows, and there are none",
+                "set data.validation_rows",
+            )
     return comparison
 
 
@@ -118,13 +122,3 @@ def plan_runs(comparison: Comparison) -> list[Cell]:
 def _resolve(comparison: Comparison, overrides: list[str], rate: float, seed: int) -> Recipe:
     own = [f"training.learning_rate={rate!r}", f"seed={seed}"]
     return load_recipe(comparison.recipe, [*comparison.overrides, *overrides, *own])
-
-
-def is_at_edge(rates: Sequence[float], best: float) -> bool:
-    """Whether a better rate may lie outside the grid."""
-    return best in (min(rates), max(rates))
-
-
-def locate(comparison: Comparison, root: Path) -> Path:
-    """Return where its results go."""
-    return root / f"{comparison.name}-{comparison.digest}"

@@ -1,9 +1,9 @@
 """A run directory → one self-contained HTML page."""
 
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 
 from milora.comparison.figures import draw_loss, draw_scores, draw_spectra
 from milora.comparison.scores import read_samples, read_scores
@@ -13,15 +13,13 @@ from milora.run.files import write_text
 
 def write_report(run: RunDirectory) -> Path:
     """Write `report.html`: scores, loss, spectra, samples, costs and what the run is no evidence of."""
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("milora").joinpath("comparison", "report.html.jinja").read_text(encoding="utf-8")
-    )
     folder = run.path / "evaluation"
     tasks, training = read_scores(folder, complete=True), run.read("training.json")
     warnings = []
     if run.recipe.adapter.method == "milora":
         warnings = run.read("initialization.json")["warnings"]
-    page = template.render(
+    page = render(
+        "report.html.jinja",
         recipe=run.recipe,
         recipe_yaml=run.recipe.to_yaml(),
         environment=run.read("environment.json"),
@@ -38,3 +36,11 @@ def write_report(run: RunDirectory) -> Path:
     path = run.path / "report.html"
     write_text(path, page)
     return path
+
+
+def render(template: str, **content: Any) -> str:
+    """Return a self-contained page of one of this folder's templates."""
+    environment = Environment(
+        loader=PackageLoader("milora", "comparison"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(**content)

@@ -6,6 +6,7 @@ from typing import Any
 from milora.run.files import read_json, read_lines
 from milora.run.sets import COMMONSENSE
 
+AVERAGE = "average"
 Scores = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -20,7 +21,7 @@ def read_scores(folder: Path, *, complete: bool = False) -> Scores:
     for who in {who for task in scores.values() for who in task}:
         eight = [scores[name][who] for name in COMMONSENSE if who in scores.get(name, {})]
         if len(eight) == len(COMMONSENSE):
-            scores.setdefault("average", {})[who] = _average(eight)
+            scores.setdefault(AVERAGE, {})[who] = _average(eight)
     return {task: found for task, found in scores.items() if not complete or {"base", "trained"} <= found.keys()}
 
 
@@ -49,6 +50,20 @@ def read_samples(folder: Path, task: str, count: int) -> list[dict[str, Any]]:
         {**after, "base_completion": before["completion"], "base_correct": before["correct"]}
         for before, after in list(zip(base, trained, strict=True))[:count]
     ]
+
+
+def read_verdicts(folder: Path, task: str) -> list[float]:
+    """Return the trained model's score on every item of a task, empty where the task scores no single items.
+
+    Those of `average` are weighted so that their mean is the mean over the eight sets.
+    """
+    if task == AVERAGE:
+        sets = [read_verdicts(folder, name) for name in COMMONSENSE]
+        total = sum(map(len, sets))
+        return [verdict * total / (len(sets) * len(found)) for found in sets for verdict in found]
+    metric = read_json(folder / "trained" / task / "scores.json").get("metric", "correct")
+    verdicts = [sample.get(metric) for sample in read_lines(folder / "trained" / task / "samples.jsonl")]
+    return [float(verdict) for verdict in verdicts if isinstance(verdict, (bool, int, float))]
 
 
 def format_table(scores: Scores) -> str:

@@ -94,7 +94,7 @@ def _crossed_spread(differences: Matrix) -> tuple[float, float] | None:
 def correct_for_many(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p-values: the chance that any of them is a false alarm is what they say.
 
-        p̃₍ᵢ₎ = max_{j ≤ i} min(1, (m − j + 1) p₍ⱼ₎)
+    p̃₍ᵢ₎ = max_{j ≤ i} min(1, (m − j + 1) p₍ⱼ₎)
     """
     order = np.argsort(p_values)
     adjusted = np.empty(len(p_values))

@@ -8,10 +8,8 @@ from pathlib import Path
 from milora.evaluation.evaluate import evaluate
 from milora.evaluation.forgetting import forget
 from milora.evaluation.target import target_of_run
-from milora.run.directory import locked, open_run
+from milora.run.directory import FINISHED, locked, open_run
 from milora.training.train import train
-
-FINISHED = "finished.json"
 
 
 def work(path: Path, baseline: bool) -> None:

@@ -10,6 +10,7 @@ runs/<name>-<digest>/
   adapter/              the trained adapter; training.json beside it says that training is complete
   evaluation/<who>/<task>/{scores.json, samples.jsonl, completions-*.jsonl}    who: base, trained, checkpoint-N
   forgetting.json       if the recipe asks
+  finished.json         of a comparison's run: the last to be written
   export/               portable forms
   report.html
 """
@@ -29,6 +30,7 @@ from milora.method.errors import MiloraError
 from milora.run.files import read_json, write_json, write_text
 from milora.run.recipe import Recipe, load_recipe
 
+FINISHED = "finished.json"
 LIBRARIES = ("milora", "torch", "transformers", "peft", "trl", "lm-eval", "datasets")
 
 
@@ -53,6 +55,11 @@ class RunDirectory:
     @property
     def is_trained(self) -> bool:
         return self.training.is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a comparison has trained it, scored it and measured all that its recipe asks for."""
+        return (self.path / FINISHED).is_file()
 
     def read(self, name: str) -> Any:
         return read_json(self.path / name)
