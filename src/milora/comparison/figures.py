@@ -81,7 +81,8 @@ def draw_scores_by_rate(arms: list[Arm], task: str) -> Drawing:
             means = [100 * score.mean for score in found]
             halves = [100 * ((score.high or score.mean) - score.mean) for score in found]
             axes.errorbar(rates, means, yerr=halves, label=arm.name, capsize=3, **style)
-        axes.set(xscale="log", xlabel="learning rate", ylabel=f"{task}, %")
+        _scale_rates(axes, arms)
+        axes.set(xlabel="learning rate", ylabel=f"{task}, %")
         axes.legend(fontsize="small")
 
     return _render(draw, f"Score on {task} against learning rate")
@@ -97,7 +98,8 @@ def draw_validation_by_rate(arms: list[Arm]) -> Drawing:
             axes.plot(
                 arm.best.learning_rate, arm.best.validation_loss.mean, "o", ms=11, mfc="none", color=style["color"]
             )
-        axes.set(xscale="log", xlabel="learning rate (the best ringed)", ylabel="validation loss")
+        _scale_rates(axes, arms)
+        axes.set(xlabel="learning rate (the best ringed)", ylabel="validation loss")
         axes.legend(fontsize="small")
 
     return _render(draw, "Validation loss against learning rate")
@@ -132,6 +134,13 @@ def draw_losses(arms: list[Arm]) -> Drawing:
         axes.legend(fontsize="small")
 
     return _render(draw, "Training loss by step, each method at its best rate")
+
+
+def _scale_rates(axes: Axes, arms: list[Arm]) -> None:
+    rates = sorted({point.learning_rate for arm in arms for point in arm.points})
+    axes.set_xscale("log")
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.minorticks_off()
 
 
 def _styles() -> Iterator[dict[str, Any]]:
