@@ -185,14 +185,8 @@ def compare_(
     runs: Runs = RUNS,
 ) -> None:
     """Run what is missing of a comparison, then say what it shows; one that was killed goes on."""
-    from milora.comparison.compare import describe_cost, run_missing
-    from milora.comparison.grid import Grid
-    from milora.comparison.page import write_results
+    from milora.comparison.grid import Grid, describe_cost
     from milora.comparison.plan import load_comparison
-    from milora.comparison.results import collect_results
-    from milora.comparison.sentences import say_what_it_cannot, say_what_it_shows
-    from milora.comparison.tables import format_arms, format_tests
-    from milora.run.directory import locked
 
     grid = Grid(load_comparison(name, overrides or []), runs)
     typer.echo(describe_cost(grid, jobs), err=True)
@@ -200,6 +194,14 @@ def compare_(
         for cell, run in grid:
             typer.echo(f"{cell.arm:<16}{cell.learning_rate:<10g}{cell.seed:<4}{run.path}")
         return
+
+    from milora.comparison.compare import run_missing
+    from milora.comparison.page import write_results
+    from milora.comparison.results import collect_results
+    from milora.comparison.sentences import say_what_it_cannot, say_what_it_shows
+    from milora.comparison.tables import format_arms, format_tests
+    from milora.run.directory import locked
+
     with locked(grid.path):
         failures = run_missing(grid, jobs=jobs, engine=engine, gpus=gpus)
         results = collect_results(grid)

@@ -1,0 +1,163 @@
+"""`milora compare` from the command line: planned, run, killed, gone on with, reported."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from milora.comparison.plan import load_comparison
+from milora.method.errors import MiloraError
+
+MEASURED = {"seconds", "tokens_per_second", "peak_memory", "initialization_seconds"}  # of the machine, not the method
+
+
+@pytest.fixture(scope="module")
+def small_comparison(small_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("comparison") / "small.yaml"
+    path.write_text(
+        f"""name: small
+recipe: {small_recipe}
+overrides: [training.max_steps=4, evaluation.forgetting.blocks=2, evaluation.forgetting.block_length=16]
+arms:
+  LoRA: [adapter.method=lora]
+  MiLoRA: [adapter.method=milora]
+learning_rates: [1e-3, 1e-2]
+seeds: [0, 1]
+"""
+    )
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "milora", "compare", *map(str, arguments)]
+
+
+def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True)
+
+
+def read_results(root: Path) -> dict:
+    (folder,) = (root / "comparisons").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    for point in [point for arm in results["arms"] for point in (*arm["points"], arm["best"])]:
+        for key in MEASURED:
+            del point["costs"][key]
+    return results
+
+
+@pytest.fixture(scope="module")
+def compared(small_comparison: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """One comparison, undisturbed; what it printed and where it lies."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    done = compare(small_comparison, "--jobs", 2, "--runs", root / "runs")
+    assert done.returncode == 0, done.stderr
+    assert "8 runs of 4 steps, 8 finished" in done.stderr
+    return done.stdout, root
+
+
+def test_every_run_is_there_and_the_table_is_their_mean(compared):
+    printed, root = compared
+    results = read_results(root)
+    assert results["missing"] == 0
+    assert [arm["name"] for arm in results["arms"]] == ["LoRA", "MiLoRA"]
+    for arm in results["arms"]:
+        assert arm["best"]["validation_loss"]["mean"] == min(
+            point["validation_loss"]["mean"] for point in arm["points"]
+        )
+        assert arm["at_edge"]  # of two rates, either is
+        assert arm["best"]["forgetting"]["mean"] >= arm["best"]["floor"]
+        assert arm["best"]["costs"]["weight_change"] > 0
+    losses = [
+        json.loads((run / "training.json").read_text())["held_out_loss"][1]
+        for run in (root / "runs").iterdir()
+        if "method: lora" in (run / "recipe.yaml").read_text()
+    ]
+    means = [point["validation_loss"]["mean"] for point in results["arms"][0]["points"]]
+    assert sum(losses) / 4 == pytest.approx(sum(means) / 2)
+    assert len(list((root / "runs").glob("*/evaluation/base"))) == 1  # the base is scored once
+    assert "What" not in printed and "LoRA − MiLoRA" in printed and "synthetic" in printed
+
+
+def test_a_finished_comparison_repeats_nothing_and_prints_the_same(compared, small_comparison):
+    printed, root = compared
+    before = {file: file.stat().st_mtime_ns for file in (root / "runs").rglob("*.json")}
+    again = compare(small_comparison, "--runs", root / "runs")
+    assert again.stdout == printed
+    assert {file: file.stat().st_mtime_ns for file in (root / "runs").rglob("*.json")} == before
+
+
+def test_killed_three_times_and_finished_it_has_the_same_numbers(compared, small_comparison, tmp_path):
+    arguments = command(small_comparison, "--jobs", 2, "--runs", tmp_path / "runs")
+    wait = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(wait.uniform(8, 30))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_results(tmp_path) == read_results(compared[1])
+
+
+def test_a_dry_run_says_what_would_run_and_runs_nothing(small_comparison, tmp_path):
+    done = compare(small_comparison, "--dry-run", "--runs", tmp_path / "runs")
+    assert len(done.stdout.splitlines()) == 8
+    assert "8 runs of 4 steps, 0 finished, 8 to do" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_fails_stops_no_other_and_is_named(small_comparison, small_recipe, tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text(
+        f"""name: broken
+recipe: {small_recipe}
+overrides: [training.max_steps=1]
+arms:
+  no such layer: [adapter.method=lora, "adapter.target_modules=[no_proj]"]
+  LoRA: [adapter.method=lora]
+learning_rates: [1e-3]
+"""
+    )
+    done = compare(path, "--runs", tmp_path / "runs")
+    assert done.returncode == 2
+    assert (
+        "no such layer, learning rate 0.001, seed 0: adapter.target_modules: no_proj is no linear layer" in done.stderr
+    )
+    assert "1 runs are not finished" in done.stdout
+    (folder,) = (tmp_path / "comparisons").iterdir()
+    assert [arm["name"] for arm in json.loads((folder / "results.json").read_text())["arms"]] == ["LoRA"]
+
+
+REFUSED = [
+    ("arms: {}", "arms: "),
+    ("seeds: [0, 0]", "names something twice"),
+    ("learning_rates: [-1]", "learning_rates.0: "),
+    ("overrides: [seed=3]", "rates and seeds stand in"),
+    ("arm_learning_rates: {DoRA: [1e-4]}", "DoRA is no arm"),
+    ("overrides: [data.validation_rows=0]", "chosen on held-out rows"),
+    ("overrides: [adapter.rnk=3]", "did you mean rank?"),
+    ("armz: {}", "did you mean arms?"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), REFUSED)
+def test_a_wrong_comparison_names_the_rule_and_the_value(line, said, tmp_path, small_recipe):
+    content = {"name": "wrong", "recipe": small_recipe, "arms": {"LoRA": []}, "learning_rates": [1e-3]}
+    path = tmp_path / "wrong.yaml"
+    key = line.partition(":")[0]
+    lines = [f"{name}: {json.dumps(value)}" for name, value in content.items() if name != key]
+    path.write_text("\n".join([*lines, line]))
+    with pytest.raises(MiloraError, match=re.escape(said)):
+        load_comparison(str(path))
+
+
+def test_an_unknown_comparison_has_a_suggestion(tmp_path):
+    done = compare("quickstrat", "--runs", tmp_path)
+    assert done.returncode == 2
+    assert "did you mean quickstart?" in done.stderr
