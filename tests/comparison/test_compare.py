@@ -5,7 +5,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,33 +12,9 @@ import pytest
 
 from milora.comparison.plan import load_comparison
 from milora.method.errors import MiloraError
+from tests.comparison.conftest import command, compare
 
 MEASURED = {"seconds", "tokens_per_second", "peak_memory", "initialization_seconds"}  # of the machine, not the method
-
-
-@pytest.fixture(scope="module")
-def small_comparison(small_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("comparison") / "small.yaml"
-    path.write_text(
-        f"""name: small
-recipe: {small_recipe}
-overrides: [training.max_steps=4, evaluation.forgetting.blocks=2, evaluation.forgetting.block_length=16]
-arms:
-  LoRA: [adapter.method=lora]
-  MiLoRA: [adapter.method=milora]
-learning_rates: [1e-3, 1e-2]
-seeds: [0, 1]
-"""
-    )
-    return path
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "milora", "compare", *map(str, arguments)]
-
-
-def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True)
 
 
 def read_results(root: Path) -> dict:
@@ -49,16 +24,6 @@ def read_results(root: Path) -> dict:
         for key in MEASURED:
             del point["costs"][key]
     return results
-
-
-@pytest.fixture(scope="module")
-def compared(small_comparison: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """One comparison, undisturbed; what it printed and where it lies."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    done = compare(small_comparison, "--jobs", 2, "--runs", root / "runs")
-    assert done.returncode == 0, done.stderr
-    assert "8 runs of 4 steps, 8 finished" in done.stderr
-    return done.stdout, root
 
 
 def test_every_run_is_there_and_the_table_is_their_mean(compared):
