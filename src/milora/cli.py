@@ -153,6 +153,7 @@ def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> 
     from milora.comparison.report import write_report
     from milora.comparison.scores import format_table, read_scores
     from milora.evaluation.evaluate import check_evaluation, evaluate
+    from milora.evaluation.forgetting import check_text, forget
     from milora.evaluation.target import target_of_run
     from milora.run.directory import create_run, locked
     from milora.run.export import Form, export_run
@@ -161,10 +162,12 @@ def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> 
 
     resolved = load_recipe(recipe, overrides or [])
     check_evaluation(resolved)
+    check_text(resolved.evaluation.forgetting)
     run = create_run(resolved, runs)
     with locked(run.path):
         train_run(run)
         evaluate(target_of_run(run), run.recipe.evaluation, baseline=True)
+        forget(run)
         form: Form = "lora" if run.recipe.adapter.has_initial_factors else "merged"
         exported = export_run(run, form, run.path / "export" / form)
         report = write_report(run)

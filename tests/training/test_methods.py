@@ -4,21 +4,31 @@ import json
 import subprocess
 import sys
 
+import datasets
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
+from peft.tuners.lora.loraga import preprocess_loraga
 from transformers import AutoModelForCausalLM
 
+from milora.evaluation.target import target_of_run
 from milora.method.checkpoint import load_milora
 from milora.method.errors import MiloraError
 from milora.run.directory import open_run
 from milora.run.export import export_run
 from milora.run.models import attach_adapter, load_model
 from milora.run.recipe import AdapterSection
-from milora.training.adapter import add_adapter
+from milora.training.adapter import Course, add_adapter
 from tests.conftest import drift, logits_of, make_gpt2
 
-METHODS = ["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora"]
+METHODS = ["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora", "lora_ga", "adalora"]
+
+
+def make_course() -> Course:
+    """Eight short rows: what LoRA-GA takes its gradients from."""
+    ids = torch.randint(0, 200, (8, 12), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = datasets.Dataset.from_list([{"input_ids": row, "labels": row} for row in ids])
+    return Course(10, rows, lambda batch: {key: torch.tensor([row[key] for row in batch]) for key in batch[0]}, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -27,7 +37,8 @@ def test_step_zero_is_the_base(method, dtype, load_small):
     expected = logits_of(load_small(dtype))
     weights = {name: tensor.clone() for name, tensor in load_small(dtype).state_dict().items()}
     torch.manual_seed(0)
-    model, _ = add_adapter(load_small(dtype), AdapterSection(method=method, rank=8, alpha=16), seed=0, jobs=1)
+    section = AdapterSection(method=method, rank=8, alpha=16)
+    model, _ = add_adapter(load_small(dtype), section, seed=0, jobs=1, course=make_course())
     if method == "dora":  # it divides the weight by its norm and multiplies again, in bf16 each rounded
         assert drift(logits_of(model), expected) <= (1e-6 if dtype == torch.float32 else 1e-2)
     else:
@@ -48,9 +59,54 @@ def test_the_factors_are_pefts_own(method, load_small):
     assert factors and all(torch.equal(mine[name], theirs[name]) for name in factors)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_lora_gas_factors_are_pefts_own(load_small):
+    course, model = make_course(), load_small()
+    torch.manual_seed(0)
+    ours, _ = add_adapter(load_small(), AdapterSection(method="lora_ga", rank=4), seed=0, jobs=1, course=course)
+    names = sorted(ours.peft_config["default"].target_modules)
+    config = LoraConfig(
+        r=4, lora_alpha=4, target_modules=names, init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig()
+    )
+
+    def pass_rows():
+        for start in (0, 4):
+            model(**course.collate([course.rows[index] for index in range(start, start + 4)])).loss.backward()
+
+    preprocess_loraga(model, config, pass_rows)
+    theirs = get_peft_model(model, config)
+    # Singular vectors have either sign, and svd_lowrank draws at random: AᵀA and BBᵀ are the same, to its accuracy.
+    mine, expected = ours.state_dict(), theirs.state_dict()
+    for name in [name for name in expected if ".lora_A." in name]:
+        other = name.replace("lora_A", "lora_B")
+        assert drift(mine[name].T @ mine[name], expected[name].T @ expected[name]) < 0.05
+        assert drift(mine[other] @ mine[other].T, expected[other] @ expected[other].T) < 0.05
+
+
+def test_lora_ga_says_that_it_certifies_no_base(load_small, tmp_path):
+    model, _ = add_adapter(load_small(), AdapterSection(method="lora_ga", rank=4), seed=0, jobs=1, course=make_course())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="milora-uncertified"):  # plain PEFT refuses it
+        PeftModel.from_pretrained(load_small(), tmp_path)
+    assert torch.equal(logits_of(load_milora(load_small(), tmp_path)), logits_of(load_small()))
+
+
+def test_adalora_ends_at_its_rank_on_average(small_recipe, tmp_path):
+    command = [sys.executable, "-m", "milora", "train", small_recipe, "adapter.method=adalora"]
+    done = subprocess.run([*command, "--runs", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.iterdir()
+    config = json.loads((path / "adapter" / "adapter_config.json").read_text())
+    assert (config["init_r"], config["target_r"], config["total_step"]) == (6, 4, 8)
+    kept = [sum(mask) for mask in config["rank_pattern"].values()]
+    assert sum(kept) == 4 * len(kept) and len(set(kept)) > 1
+
+
+@pytest.mark.parametrize("method", [*METHODS, "full"])
 def test_trained_is_reloaded_is_exported(method, small_recipe, tmp_path):
     command = [sys.executable, "-m", "milora", "train", small_recipe, f"adapter.method={method}"]
+    if method == "adalora":  # starts from zero, and is cut back while it trains
+        command.append("training.learning_rate=3e-2")
     done = subprocess.run([*command, "--runs", str(tmp_path / "runs")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "runs").iterdir()
@@ -58,7 +114,7 @@ def test_trained_is_reloaded_is_exported(method, small_recipe, tmp_path):
     before, after = json.loads((path / "training.json").read_text())["held_out_loss"]
     assert after != before
     base = logits_of(load_model(run.recipe.model))
-    trained = logits_of(attach_adapter(load_model(run.recipe.model), run.adapter))
+    trained = logits_of(target_of_run(run).load())
     assert drift(trained, base) > 1e-4, "training changed nothing: this test shows nothing"
     merged = AutoModelForCausalLM.from_pretrained(export_run(run, "merged", tmp_path / "merged"), dtype=torch.float32)
     assert drift(logits_of(merged), trained) < 1e-5

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader
 
 from milora.comparison.figures import draw_loss, draw_scores, draw_spectra
 from milora.comparison.scores import read_samples, read_scores
+from milora.evaluation.forgetting import FORGETTING
 from milora.run.directory import RunDirectory
 from milora.run.files import write_text
 
@@ -26,6 +27,7 @@ def write_report(run: RunDirectory) -> Path:
         training=training,
         tasks=tasks,
         warnings=warnings,
+        forgetting=run.read(FORGETTING) if (run.path / FORGETTING).is_file() else None,
         samples={
             task: read_samples(folder, task, 5) for task, found in tasks.items() if "settings" in found["trained"]
         },

@@ -45,7 +45,7 @@ def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = Fal
     section = section.model_copy(update={"data_dir": section.data_dir or target.data_dir})
     names = _expand(section)
     with locked(target.folder):
-        for one in [target.base, target] if baseline and target.adapter else [target]:
+        for one in [target.base, target] if baseline and target.who != "base" else [target]:
             missing = [name for name in names if not _is_scored(one, name, section)]
             if missing:
                 engine = _start(one, section)

@@ -32,7 +32,7 @@ def forget(run: RunDirectory) -> None:
     device = processes().device
     tuned = target_of_run(run).load().to(device)
     separate = None
-    if run.recipe.adapter.base == "residual":
+    if run.recipe.adapter.base == "residual" or run.recipe.adapter.method == "full":
         separate = load_model(run.recipe.model).to(device)
     blocks = _make_blocks(section, tuned, separate, load_tokenizer(run.recipe.model)).to(device)
     found = measure_forgetting(tuned, blocks, separate)
@@ -51,12 +51,16 @@ def check_text(section: ForgettingSection) -> None:
 
 
 def _make_blocks(
-    section: ForgettingSection, tuned: PeftModel, separate: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase
+    section: ForgettingSection,
+    tuned: PreTrainedModel | PeftModel,
+    separate: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Tensor:
     if section.text != "sampled":
         return _read_blocks(section, tokenizer)
     if separate is not None:
         return _sample_blocks(section, separate, tokenizer)
+    assert isinstance(tuned, PeftModel)
     with tuned.disable_adapter():
         return _sample_blocks(section, tuned, tokenizer)
 

@@ -43,8 +43,9 @@ class Target:
 
     @property
     def base(self) -> "Target":
-        """The same without its adapter."""
-        return replace(self, who="base", adapter=None, served=self.model.name)
+        """What it was trained from."""
+        model = self.recipe.model if self.recipe else self.model
+        return replace(self, who="base", model=model, adapter=None, served=model.name)
 
     def load(self) -> PreTrainedModel | PeftModel:
         model = load_model(self.model)  # which from_pretrained leaves in eval mode
@@ -79,16 +80,19 @@ def target_of_run(run: RunDirectory) -> Target:
     """
     if not run.is_trained:
         raise MiloraError(f"{run.path} is not trained yet", "run `milora train` with its recipe first")
-    return _target(run, run.adapter)
+    return _target(run, run.trained)
 
 
-def _target(run: RunDirectory, adapter: Path) -> Target:
+def _target(run: RunDirectory, trained: Path) -> Target:
+    if run.recipe.adapter.method == "full":
+        model = run.recipe.model.model_copy(update={"name": str(trained)})
+        return Target("trained", model, run.path / "evaluation", run.path.name, recipe=run.recipe)
     return Target(
         "trained",
         run.recipe.model,
         run.path / "evaluation",
         run.path.name,
-        adapter,
+        trained,
         run.recipe.adapter.base,
         run.recipe,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from milora.method.certificate import Certificate
 from milora.method.decomposition import Choice, decompose_layers
 from milora.method.errors import MiloraError
-from milora.method.layers import MARK, check_base, ready_layers, tied_weights
+from milora.method.layers import MARK, MARKS, check_base, ready_layers, tied_weights
 from milora.method.spectrum import Components, Factors, Scale
 from milora.method.variant import Base, attach_factors
 
@@ -132,6 +132,7 @@ def start_layers(
     layers: dict[str, LoraLinear],
     factors: dict[str, tuple[Tensor, Tensor]],
     base: Base,
+    mark: str = MARK,
 ) -> dict[str, float]:
     """Attach (A₀, B₀) to each layer and mark the adapter; return the rounding errors of residual weights."""
     tied = tied_weights(model)
@@ -142,7 +143,7 @@ def start_layers(
         for name, layer in layers.items()
     }
     # The saved config says that the adapter needs its initial factors.
-    model.peft_config[adapter_name].init_lora_weights = MARK
+    model.peft_config[adapter_name].init_lora_weights = mark
     # PEFT has no hook there, and reads lora_A and lora_B directly. A partial, since deepcopy follows its arguments.
     model.base_model.add_weighted_adapter = partial(_combine_ordinary, model)
     return rounding_errors
@@ -150,7 +151,7 @@ def start_layers(
 
 def _combine_ordinary(model: PeftModel, adapters: list[str], *args: Any, **kwargs: Any) -> None:
     for name in adapters:
-        if name in model.peft_config and model.peft_config[name].init_lora_weights == MARK:
+        if name in model.peft_config and model.peft_config[name].init_lora_weights in MARKS:
             raise MiloraError(
                 f"add_weighted_adapter would combine s·BA of adapter {name!r} without its −s·B₀A₀",
                 "save it with save_milora_as_lora, load that as an ordinary adapter and combine that",

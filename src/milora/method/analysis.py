@@ -2,7 +2,6 @@
 
 import copy
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from milora.method.variant import IntactVariant, update_factors
@@ -40,6 +40,15 @@ def measure_change(model: PeftModel, adapter_name: str = "default") -> float:
     return math.sqrt(sum(_squared_change(layer, adapter_name) for layer in layers))
 
 
+@torch.no_grad()
+def measure_full_change(tuned: nn.Module, base: nn.Module) -> float:
+    """Return ‖ΔW‖ = (Σ ‖W_tuned − W‖²_F)^½ over all parameters of two models of one architecture."""
+    pairs = zip(tuned.parameters(), base.parameters(), strict=True)
+    return math.sqrt(
+        sum(float((after.cpu().double() - before.cpu().double()).square().sum()) for after, before in pairs)
+    )
+
+
 def _squared_change(layer: LoraLayer, adapter_name: str) -> float:
     if isinstance(layer.lora_variant.get(adapter_name), IntactVariant):
         up, down = (factor.double() for factor in update_factors(layer, adapter_name))
@@ -53,17 +62,21 @@ def _squared_change(layer: LoraLayer, adapter_name: str) -> float:
 
 
 @torch.no_grad()
-def measure_forgetting(model: PeftModel, blocks: Tensor, base: nn.Module | None = None) -> Forgetting:
+def measure_forgetting(model: PreTrainedModel | PeftModel, blocks: Tensor, base: nn.Module | None = None) -> Forgetting:
     """Return −Σ_v p_base(v) log p_tuned(v), averaged over positions, and its floor −Σ_v p_base(v) log p_base(v).
 
     `blocks` are token ids `(count, length)`. `base` is the base model where `disable_adapter()` cannot give it:
-    of the residual form. (Paper, section 6 and table 8, after Kalajdzievski 2024.)
+    of the residual form, and of full fine-tuning. (Paper, section 6 and table 8, after Kalajdzievski 2024.)
     """
     cross_entropy = floor = 0.0
     for block in blocks:
         tuned = F.log_softmax(model(block[None]).logits[0].float(), dim=-1)
-        with model.disable_adapter() if base is None else nullcontext():
-            logits = (model if base is None else base)(block[None]).logits[0]
+        if base is None:
+            assert isinstance(model, PeftModel)
+            with model.disable_adapter():
+                logits = model(block[None]).logits[0]
+        else:
+            logits = base(block[None]).logits[0]
         expected = F.log_softmax(logits.float(), dim=-1)
         cross_entropy -= float((expected.exp() * tuned).sum(-1).mean())
         floor -= float((expected.exp() * expected).sum(-1).mean())

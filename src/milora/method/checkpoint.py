@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from milora.method.adapter import start_layers
 from milora.method.errors import MiloraError
-from milora.method.layers import MARK, check_base, ready_layers
+from milora.method.layers import MARK, MARKS, check_base, ready_layers
 from milora.method.variant import INITIAL_A, INITIAL_B, Base
 
 
@@ -46,7 +46,8 @@ def load_milora(
         if not file.is_file():
             raise MiloraError(f"{path} holds no {file.name}", "name a folder that save_pretrained wrote")
     config = LoraConfig.from_pretrained(str(folder))
-    if config.init_lora_weights != MARK:
+    mark = config.init_lora_weights
+    if mark not in MARKS:
         raise MiloraError(f"{path} is an ordinary adapter", "load it with PeftModel.from_pretrained")
     try:
         state = load_file(weights_file)
@@ -62,7 +63,7 @@ def load_milora(
         model = get_peft_model(base_model, config, adapter_name)
 
     try:
-        _start_layers(model, state, adapter_name, base)
+        _start_layers(model, state, adapter_name, base, mark)
     except MiloraError:
         if isinstance(base_model, PeftModel):
             model.delete_adapter(adapter_name)
@@ -73,8 +74,8 @@ def load_milora(
     return model if is_trainable else model.eval()
 
 
-def _start_layers(model: PeftModel, state: dict[str, Tensor], adapter_name: str, base: Base) -> None:
-    """Check every layer's initial factors against its weight, then attach them all."""
+def _start_layers(model: PeftModel, state: dict[str, Tensor], adapter_name: str, base: Base, mark: str) -> None:
+    """Check every layer's initial factors against its weight, where they can tell it, then attach them all."""
     layers = ready_layers(model, adapter_name, base)
     initial = {}
     for name, layer in layers.items():
@@ -82,5 +83,6 @@ def _start_layers(model: PeftModel, state: dict[str, Tensor], adapter_name: str,
             initial[name] = state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
         except KeyError as error:
             raise MiloraError(f"the adapter's file lacks {error}", "it is not whole; save the adapter again") from error
-        check_base(name, layer, *initial[name])
-    start_layers(model, adapter_name, layers, initial, base)
+        if mark == MARK:
+            check_base(name, layer, *initial[name])
+    start_layers(model, adapter_name, layers, initial, base, mark)

@@ -15,6 +15,9 @@ from milora.method.errors import MiloraError
 from milora.method.variant import Base, IntactVariant, ResidualVariant, read_weight
 
 MARK = "milora"  # init_lora_weights of an adapter that needs its initial factors: plain PEFT refuses the name
+# The same, of factors that have no relation to the weight (LoRA-GA's): nothing in them tells a wrong base.
+UNCERTIFIED = "milora-uncertified"
+MARKS = (MARK, UNCERTIFIED)
 
 
 def ready_layers(model: PeftModel, adapter_name: str, base: Base) -> dict[str, LoraLinear]:
@@ -65,7 +68,7 @@ def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLi
         "lora_bias=True has no part in the decomposition": config.lora_bias,
         f"bias={config.bias!r} trains the base's own biases": config.bias != "none",
         f"init_lora_weights={config.init_lora_weights!r} has changed the base already": config.init_lora_weights
-        not in (True, False, "gaussian", "orthogonal", MARK),
+        not in (True, False, "gaussian", "orthogonal", *MARKS),
     }
     for rule, broken in refused.items():
         if broken:

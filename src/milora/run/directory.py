@@ -8,6 +8,7 @@ runs/<name>-<digest>/
   start.json            what initialisation took, and the held-out loss before training
   checkpoints/          of the trainer, while it trains
   adapter/              the trained adapter; training.json beside it says that training is complete
+  model/                instead of it, of full fine-tuning
   evaluation/<who>/<task>/{scores.json, samples.jsonl, completions-*.jsonl}    who: base, trained, checkpoint-N
   forgetting.json       if the recipe asks
   finished.json         of a comparison's run: the last to be written
@@ -42,6 +43,15 @@ class RunDirectory:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def trained(self) -> Path:
+        """What training wrote: the adapter, or of full fine-tuning the model."""
+        return self.model if self.recipe.adapter.method == "full" else self.adapter
 
     @property
     def checkpoints(self) -> Path:

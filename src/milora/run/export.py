@@ -1,5 +1,6 @@
 """A trained run → the forms that others load."""
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -22,13 +23,16 @@ def export_run(run: RunDirectory, form: Form, output: Path, rank: int | None = N
         raise MiloraError(f"{run.path} is not trained yet", "run `milora train` with its recipe first")
     if rank is not None and form != "lora":
         raise MiloraError(f"--rank {rank} recompresses a LoRA, not --as {form}", "leave --rank out")
+    if run.recipe.adapter.method == "full" and form == "merged":
+        shutil.copytree(run.model, output, dirs_exist_ok=True)
+        return output
     model = load_model(run.recipe.model)
     if form == "merged":
         attach_adapter(model, run.adapter, run.recipe.adapter.base).merge_and_unload().save_pretrained(output)
         load_tokenizer(run.recipe.model).save_pretrained(output)
     elif not run.recipe.adapter.has_initial_factors:
         raise MiloraError(
-            f"method {run.recipe.adapter.method} has an ordinary adapter already: {run.adapter}", "use --as merged"
+            f"method {run.recipe.adapter.method} leaves nothing to convert: {run.trained}", "use --as merged"
         )
     elif form == "residual":
         save_residual_pair(output, load_milora(model, run.adapter, base="residual"))

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from transformers import (
 
 from milora.method.checkpoint import load_milora
 from milora.method.errors import MiloraError
-from milora.method.layers import MARK
+from milora.method.layers import MARKS
 from milora.method.variant import Base
 from milora.run.recipe import ModelSection
 
@@ -72,9 +73,12 @@ def attach_adapter(model: PreTrainedModel, adapter: Path, base: Base = "intact")
         config = PeftConfig.from_pretrained(str(adapter))
     except ValueError as error:
         raise MiloraError(f"{adapter} holds no adapter: {error}", "name a folder with adapter_config.json") from error
-    if config.peft_type == PeftType.LORA and config.init_lora_weights == MARK:
+    if config.peft_type == PeftType.LORA and config.init_lora_weights in MARKS:
         return load_milora(model, adapter, base=base)
-    return PeftModel.from_pretrained(model, str(adapter)).eval()
+    with warnings.catch_warnings():
+        # AdaLoRA names its ranks by parameter, and PEFT's check reads them as modules; they are applied all the same.
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match .*lora_E")
+        return PeftModel.from_pretrained(model, str(adapter)).eval()
 
 
 def linear_names(section: ModelSection) -> list[str]:

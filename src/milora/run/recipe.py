@@ -36,7 +36,9 @@ class ModelSection(Section):
 class AdapterSection(Section):
     """The method and its LoRA shape; the keys of `OWN_OPTIONS` belong to one method each."""
 
-    method: Literal["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora"] = "milora"
+    method: Literal[
+        "milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora", "lora_ga", "adalora", "full"
+    ] = "milora"
     rank: Positive = 32
     alpha: Positive | None = None  # None: the rank, so that the scaling is 1
     dropout: Fraction = 0.0
@@ -51,7 +53,7 @@ class AdapterSection(Section):
     @property
     def has_initial_factors(self) -> bool:
         """Whether the method starts from the weights: in intact form, its start kept beside the adapter."""
-        return self.method in ("milora", "pissa", "olora")
+        return self.method in ("milora", "pissa", "olora", "lora_ga")
 
     @model_validator(mode="after")
     def _only_what_the_method_honours(self) -> Self:
@@ -146,6 +148,17 @@ class Recipe(Section):
     def _the_best_is_seen_on_held_out_rows(self) -> Self:
         if self.training.keep == "best" and not self.data.validation_rows:
             raise ValueError("training.keep=best needs held-out rows: set data.validation_rows")
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_the_method_can_do(self) -> Self:
+        method = self.adapter.method
+        if method == "adalora" and self.training.keep == "best":
+            raise ValueError("training.keep=best: AdaLoRA's ranks are final at the end only, set training.keep=last")
+        if method == "adalora" and self.adapter.rank_pattern:
+            raise ValueError("adapter.rank_pattern: AdaLoRA finds its ranks itself")
+        if method == "full" and self.model.dtype == "float16":
+            raise ValueError("model.dtype=float16: full fine-tuning would need loss scaling, set bfloat16 or float32")
         return self
 
     @property

@@ -1,41 +1,60 @@
 """A recipe's adapter section → a PeftModel, started as its method says."""
 
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import datasets
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, LoraGAConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora.loraga import preprocess_loraga
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from milora.method.adapter import InitializationReport, initialize_lora_milora_weights, start_layers
 from milora.method.errors import MiloraError
-from milora.method.layers import ready_layers
+from milora.method.layers import MARK, UNCERTIFIED, ready_layers
 from milora.run.models import linear_names
 from milora.run.recipe import AdapterSection, ModelSection
 
+GRADIENT_ROWS = 64
+MINIMUM_ADALORA_STEPS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What some methods must know of the training to come: its optimiser steps, and its first rows as tokens."""
+
+    steps: int
+    rows: datasets.Dataset
+    collate: Callable[[list[Any]], dict[str, Tensor]]
+    micro_batch_size: int
+
 
 def add_adapter(
-    model: PreTrainedModel, section: AdapterSection, seed: int, *, jobs: int, cache: Path | None = None
+    model: PreTrainedModel,
+    section: AdapterSection,
+    seed: int,
+    *,
+    jobs: int,
+    cache: Path | None = None,
+    course: Course | None = None,
 ) -> tuple[PeftModel, InitializationReport | None]:
-    """Put the section's adapter on a model. Seed first: LoRA draws A at random.
+    """Put the section's adapter on a model. Seed first: LoRA draws A at random. AdaLoRA and LoRA-GA need the `course`.
 
     Raises:
         MiloraError: target modules that the model does not have, or what `initialize_lora_milora_weights` refuses.
     """
-    alpha = section.alpha or section.rank
-    config = LoraConfig(
-        r=section.rank,
-        lora_alpha=alpha,
-        lora_dropout=section.dropout,
-        use_rslora=section.method == "rslora",
-        use_dora=section.method == "dora",
-        init_lora_weights="mica" if section.method == "mica" else True,
-        target_modules=section.target_modules,
-        rank_pattern=dict(section.rank_pattern),
-        alpha_pattern=dict(section.alpha_pattern),
-        task_type=TaskType.CAUSAL_LM,
-    )
-    peft_model = get_peft_model(model, config)
-    if section.method in ("pissa", "olora"):
+    if section.method == "adalora":
+        assert course is not None
+        return get_peft_model(model, _configure_adalora(section, course.steps)), None
+    peft_model = get_peft_model(model, _configure(section))
+    if section.method == "lora_ga":
+        assert course is not None
+        _estimate_gradients(peft_model, course)
+    if section.method in ("pissa", "olora", "lora_ga"):
         _start_as_peft_does(peft_model, section.method)
     if section.method != "milora":
         return peft_model, None
@@ -51,9 +70,64 @@ def add_adapter(
     return peft_model, report
 
 
+def _configure(section: AdapterSection) -> LoraConfig:
+    return LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha or section.rank,
+        lora_dropout=section.dropout,
+        use_rslora=section.method == "rslora",
+        use_dora=section.method == "dora",
+        init_lora_weights="mica" if section.method == "mica" else True,
+        target_modules=section.target_modules,
+        rank_pattern=dict(section.rank_pattern),
+        alpha_pattern=dict(section.alpha_pattern),
+        task_type=TaskType.CAUSAL_LM,
+    )
+
+
+def _configure_adalora(section: AdapterSection, steps: int) -> AdaLoraConfig:
+    """From one and a half times the rank down to the rank on average, between a tenth and four fifths of the steps.
+
+    The ratio is that of AdaLoRA's own experiments (Zhang et al. 2023, section 4); where the schedule lies is ours.
+    """
+    if steps < MINIMUM_ADALORA_STEPS:
+        raise MiloraError(
+            f"AdaLoRA has {steps} steps to find its ranks in, and needs {MINIMUM_ADALORA_STEPS}",
+            "raise training.max_steps or training.epochs",
+        )
+    return AdaLoraConfig(
+        init_r=-(-3 * section.rank // 2),
+        target_r=section.rank,
+        tinit=steps // 10,
+        tfinal=max(1, steps // 5),
+        deltaT=max(1, steps // 100),
+        total_step=steps,
+        lora_alpha=section.alpha or section.rank,
+        lora_dropout=section.dropout,
+        target_modules=section.target_modules,
+        task_type=TaskType.CAUSAL_LM,
+    )
+
+
+def _estimate_gradients(model: PeftModel, course: Course) -> None:
+    """Leave the loss' gradient on each base weight, where PEFT's LoRA-GA looks for it: of the first training rows."""
+
+    def pass_rows() -> None:
+        rows = [course.rows[index] for index in range(min(GRADIENT_ROWS, len(course.rows)))]
+        for start in range(0, len(rows), course.micro_batch_size):
+            batch = course.collate(rows[start : start + course.micro_batch_size])
+            model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss.backward()
+
+    config = LoraConfig(target_modules=r".*\.base_layer", lora_ga_config=LoraGAConfig(), init_lora_weights="lora_ga")
+    with warnings.catch_warnings():
+        # PEFT's hooks count passes, and torch remarks that nothing below the first layers asks for a gradient.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        preprocess_loraga(model.base_model.model, config, pass_rows)
+
+
 @torch.no_grad()
 def _start_as_peft_does(model: PeftModel, method: str) -> None:
-    """Start from PEFT's own factors A₀, B₀ of PiSSA or OLoRA, in intact form: PEFT's change of the base is undone.
+    """Start from PEFT's own factors A₀, B₀ of PiSSA, OLoRA or LoRA-GA in intact form: its change of W is undone.
 
         y = W x + s·(B A − B₀ A₀) x
 
@@ -68,11 +142,13 @@ def _start_as_peft_does(model: PeftModel, method: str) -> None:
         original = weight.data.clone()
         if method == "pissa":
             layer.pissa_init("default", "pissa")
-        else:
+        elif method == "olora":
             layer.olora_init("default")
+        else:
+            layer.lora_ga_init("default", LoraGAConfig())
         factors[name] = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
         weight.data = original
-    start_layers(model, "default", layers, factors, "intact")
+    start_layers(model, "default", layers, factors, "intact", UNCERTIFIED if method == "lora_ga" else MARK)
 
 
 def check_targets(model: ModelSection, adapter: AdapterSection) -> None:

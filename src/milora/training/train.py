@@ -1,5 +1,6 @@
 """A recipe → a trained adapter in its run directory."""
 
+import copy
 import math
 import os
 import resource
@@ -10,14 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import AdaLoraConfig, PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from safetensors import safe_open
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from milora.method.analysis import measure_change, measure_spectra
+from milora.method.analysis import measure_change, measure_full_change, measure_spectra
 from milora.method.checkpoint import load_milora
 from milora.method.errors import MiloraError
 from milora.run.data import load_training_rows
@@ -25,7 +35,7 @@ from milora.run.directory import RunDirectory
 from milora.run.models import load_model, load_tokenizer
 from milora.run.prompts import PROMPTS
 from milora.run.recipe import Recipe
-from milora.training.adapter import add_adapter, check_targets
+from milora.training.adapter import Course, add_adapter, check_targets
 from milora.training.progress import ProgressBar
 from milora.training.tokens import tokenize_rows
 
@@ -55,16 +65,29 @@ def train(run: RunDirectory) -> None:
     )
 
     set_seed(recipe.seed)
-    model = load_model(recipe.model)
+    # Full fine-tuning keeps its weights in float32: in bfloat16 most of its small steps would round away.
+    is_full, is_adalora = recipe.adapter.method == "full", recipe.adapter.method == "adalora"
+    model = load_model(recipe.model.model_copy(update={"dtype": "float32"}) if is_full else recipe.model)
     _remove_unfinished(run.checkpoints)
+    if is_adalora:
+        # PEFT saves no allocator: a killed run starts over, and ends the same.
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
     checkpoint = _last_whole_checkpoint(run.checkpoints)
     if checkpoint is None:
         run.write("spectra.json", measure_spectra(model))
-    if checkpoint is not None and recipe.adapter.has_initial_factors:
+    peft_model: PreTrainedModel | PeftModel
+    if is_full:
+        peft_model, initialization_seconds = model, 0.0
+    elif checkpoint is not None and recipe.adapter.has_initial_factors:
         peft_model = load_milora(model, checkpoint, base=recipe.adapter.base, is_trainable=True)
     else:
         started = time.perf_counter()
-        peft_model, initialization = add_adapter(model, recipe.adapter, recipe.seed, jobs=torch.get_num_threads())
+        course = Course(
+            _count_steps(recipe, len(train_set)), train_set, DataCollatorForSeq2Seq(tokenizer), _micro_batch(recipe)
+        )
+        peft_model, initialization = add_adapter(
+            model, recipe.adapter, recipe.seed, jobs=torch.get_num_threads(), course=course
+        )
         initialization_seconds = time.perf_counter() - started
         if initialization is not None:
             run.write("initialization.json", asdict(initialization))
@@ -77,7 +100,7 @@ def train(run: RunDirectory) -> None:
         train_dataset=train_set,
         eval_dataset=held_out_set if held_out else None,
         processing_class=tokenizer,
-        callbacks=[ProgressBar(), CompletionMark()],
+        callbacks=[ProgressBar(), CompletionMark(), *([RankAllocation()] if is_adalora else [])],
         optimizers=(_loraplus(peft_model, recipe), None),
     )
     trainer.remove_callback(ProgressCallback)
@@ -88,7 +111,10 @@ def train(run: RunDirectory) -> None:
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
-    peft_model.save_pretrained(str(run.adapter))
+    if is_full:
+        save_tuned(run, peft_model, tokenizer)
+    else:
+        peft_model.save_pretrained(str(run.adapter))
     start = run.read(START)
     resumed_at = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     steps = trainer.state.global_step
@@ -102,10 +128,12 @@ def train(run: RunDirectory) -> None:
             "tokens_per_step": trainer.state.num_input_tokens_seen / steps,
             "initialization_seconds": start["initialization_seconds"],
             "peak_memory": _peak_memory(),
-            "weight_change": measure_change(peft_model),
+            "weight_change": (
+                measure_full_change(peft_model, load_model(recipe.model)) if is_full else measure_change(peft_model)
+            ),
             "kept_step": trainer.state.best_global_step or trainer.state.global_step,
             "data": asdict(report),
-            "parameters": {**_count(peft_model), "stored": _count_stored(run.adapter)},
+            "parameters": {**_count(peft_model), "stored": _count_stored(run.trained)},
             "held_out_loss": [start["held_out_loss"], _held_out_loss(trainer)] if held_out else None,
             "losses": [
                 {"step": entry["step"], "loss": entry["loss"]} for entry in trainer.state.log_history if "loss" in entry
@@ -113,6 +141,27 @@ def train(run: RunDirectory) -> None:
         },
     )
     shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def save_tuned(run: RunDirectory, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a whole tuned model in the dtype in which its base is loaded."""
+    copy.deepcopy(model).to(getattr(torch, run.recipe.model.dtype)).save_pretrained(str(run.trained))
+    tokenizer.save_pretrained(str(run.trained))
+
+
+class RankAllocation(TrainerCallback):
+    """Drives AdaLoRA's schedule: the importance of each rank, the budget, and in the end the final ranks."""
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PeftModel | None = None,
+        **_: Any,
+    ) -> None:
+        assert model is not None
+        model.base_model.update_and_allocate(state.global_step)
 
 
 class CompletionMark(TrainerCallback):
@@ -135,7 +184,7 @@ def _remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def _check_space(folder: Path, model: PeftModel) -> None:
+def _check_space(folder: Path, model: PreTrainedModel | PeftModel) -> None:
     # A checkpoint holds the factors, as many initial ones and two moments; three may stand at once, then the exports.
     needed = 16 * 4 * _count(model)["trainable"]
     free = shutil.disk_usage(folder).free
@@ -148,7 +197,7 @@ def _check_space(folder: Path, model: PeftModel) -> None:
 
 def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
     settings = recipe.training
-    micro_batch = settings.micro_batch_size or settings.batch_size
+    micro_batch = _micro_batch(recipe)
     best = settings.keep == "best"
     return SFTConfig(
         output_dir=str(run.checkpoints),
@@ -174,12 +223,13 @@ def _arguments(recipe: Recipe, run: RunDirectory) -> SFTConfig:
         include_num_input_tokens_seen="non_padding",
         activation_checkpointing=settings.activation_checkpointing,
         disable_tqdm=True,
-        bf16=False,  # the model computes in its own dtype, adapters in float32
+        # The model computes in its own dtype, adapters in float32; full fine-tuning's float32 weights under autocast.
+        bf16=recipe.adapter.method == "full" and recipe.model.dtype == "bfloat16",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 
-def _loraplus(model: PeftModel, recipe: Recipe) -> torch.optim.Optimizer | None:
+def _loraplus(model: PreTrainedModel | PeftModel, recipe: Recipe) -> torch.optim.Optimizer | None:
     """LoRA+'s AdamW, with B's learning rate a multiple of A's; None, the trainer's own, for every other method."""
     if recipe.adapter.method != "loraplus":
         return None
@@ -194,18 +244,36 @@ def _loraplus(model: PeftModel, recipe: Recipe) -> torch.optim.Optimizer | None:
 
 
 def _held_out_loss(trainer: SFTTrainer) -> float:
-    return float(trainer.evaluate()["eval_loss"])
+    """Cross-entropy alone: AdaLoRA adds a penalty to whatever loss it returns, in evaluation too."""
+    config = trainer.model.active_peft_config if isinstance(trainer.model, PeftModel) else None
+    if not isinstance(config, AdaLoraConfig):
+        return float(trainer.evaluate()["eval_loss"])
+    penalty, config.orth_reg_weight = config.orth_reg_weight, 0.0
+    loss = float(trainer.evaluate()["eval_loss"])
+    config.orth_reg_weight = penalty
+    return loss
 
 
-def _count(model: PeftModel) -> dict[str, int]:
-    trainable, total = model.get_nb_trainable_parameters()
-    return {"trainable": trainable, "total": total}
+def _count(model: PreTrainedModel | PeftModel) -> dict[str, int]:
+    return {"trainable": model.num_parameters(only_trainable=True), "total": model.num_parameters()}
 
 
-def _count_stored(adapter: Path) -> int:
-    """Numbers in the saved adapter, initial factors and all."""
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  no mapping
+def _count_steps(recipe: Recipe, rows: int) -> int:
+    settings = recipe.training
+    return settings.max_steps or math.ceil(math.ceil(rows / settings.batch_size) * settings.epochs)
+
+
+def _micro_batch(recipe: Recipe) -> int:
+    return recipe.training.micro_batch_size or recipe.training.batch_size
+
+
+def _count_stored(folder: Path) -> int:
+    """Numbers in what was saved, initial factors and all."""
+    stored = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return stored
 
 
 def _peak_memory() -> int:
