@@ -29,11 +29,15 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @app.command("ls")
 def list_() -> None:
-    """List the shipped recipes."""
+    """List the shipped recipes, and the comparisons."""
+    from milora.comparison.plan import list_comparisons, load_comparison
     from milora.run.recipe import list_recipes, load_recipe
 
     for name in list_recipes():
         typer.echo(f"{name:<24} {load_recipe(name).description}")
+    typer.echo("\nmilora compare:")
+    for name in list_comparisons():
+        typer.echo(f"{name:<24} {load_comparison(name).description}")
 
 
 @app.command()

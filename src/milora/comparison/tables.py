@@ -107,7 +107,7 @@ def _spread(found: Interval, digits: int, unit: float = 1) -> str:
 
 
 def _rate(arm: Arm) -> str:
-    return f"{arm.best.learning_rate:g}" + (" (edge)" if arm.at_edge else "")
+    return f"{arm.best.learning_rate:g}" + (" (only)" if len(arm.points) == 1 else " (edge)" if arm.at_edge else "")
 
 
 def _costs(arm: Arm) -> list[str]:
