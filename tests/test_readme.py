@@ -35,6 +35,12 @@ def test_code_runs(small_model, load_small, tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(command, finished, small_model, small_recipe, tmp_path, monkeypatch):
     words = {"quickstart": small_recipe, "RUN": str(finished[1]), "MODEL": str(small_model)}
+    if " compare " in command:
+        words["quickstart"] = str(tmp_path / "few.yaml")
+        grid = (
+            "overrides: [training.max_steps=1]\narms: {LoRA: [adapter.method=lora], MiLoRA: []}\nlearning_rates: [1e-3]"
+        )
+        Path(words["quickstart"]).write_text(f"name: few\nrecipe: {small_recipe}\n{grid}\n")
     _, *arguments = (words.get(word, word) for word in shlex.split(command))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["milora", *arguments])
