@@ -52,3 +52,26 @@ def test_killed_and_started_again(small_recipe, undisturbed, tmp_path, moment):
         (half / "adapter_model.safetensors").write_bytes(b"half-written")
     assert _start(small_recipe, tmp_path).wait() == 0
     assert _result(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("method", ["olora", "lora_ga", "adalora", "full"])
+def test_every_way_to_train_ends_the_same(method, small_recipe, tmp_path):
+    """One of each: initial factors, those of gradients, a schedule of ranks, no adapter."""
+
+    def start(runs: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "milora", "train", small_recipe, f"adapter.method={method}", "--runs", runs]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def trained(runs: Path) -> bytes:
+        (file,) = [file for folder in ("adapter", "model") for file in runs.glob(f"*/{folder}/*.safetensors")]
+        return file.read_bytes()
+
+    assert start(tmp_path / "undisturbed").wait() == 0
+    process = start(tmp_path / "killed")
+    while not list(tmp_path.glob("killed/*/checkpoints/checkpoint-2/complete")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert start(tmp_path / "killed").wait() == 0
+    assert trained(tmp_path / "killed") == trained(tmp_path / "undisturbed")
