@@ -24,6 +24,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -173,8 +174,11 @@ class CompletionMark(TrainerCallback):
 
 
 def _last_whole_checkpoint(folder: Path) -> Path | None:
+    """That of the last step is passed over: from there the trainer would take one step more."""
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    states = {path: TrainerState.load_from_json(str(path / TRAINER_STATE_NAME)) for path in whole}
+    unfinished = [path for path, state in states.items() if state.global_step < state.max_steps]
+    return max(unfinished, key=lambda path: states[path].global_step, default=None)
 
 
 def _remove_unfinished(folder: Path) -> None:
