@@ -13,6 +13,7 @@ import pytest
 
 MOMENTS = {
     "training": "checkpoints/checkpoint-2/complete",
+    "the last step": "checkpoints/checkpoint-8/complete",
     "after training": "training.json",
     "evaluation": "evaluation/base/arithmetic/scores.json",
 }
@@ -45,7 +46,7 @@ def test_killed_and_started_again(small_recipe, undisturbed, tmp_path, moment):
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -9
-    if moment.startswith("checkpoints"):
+    if moment == MOMENTS["training"]:
         (run,) = tmp_path.iterdir()
         half = run / "checkpoints" / "checkpoint-7"
         half.mkdir()

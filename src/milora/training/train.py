@@ -24,7 +24,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -69,11 +68,12 @@ def train(run: RunDirectory) -> None:
     # Full fine-tuning keeps its weights in float32: in bfloat16 most of its small steps would round away.
     is_full, is_adalora = recipe.adapter.method == "full", recipe.adapter.method == "adalora"
     model = load_model(recipe.model.model_copy(update={"dtype": "float32"}) if is_full else recipe.model)
-    _remove_unfinished(run.checkpoints)
+    planned = _count_steps(recipe, len(train_set))
+    _remove_unusable(run.checkpoints, planned)
     if is_adalora:
         # PEFT saves no allocator: a killed run starts over, and ends the same.
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-    checkpoint = _last_whole_checkpoint(run.checkpoints)
+    checkpoint = _last_checkpoint(run.checkpoints)
     if checkpoint is None:
         run.write("spectra.json", measure_spectra(model))
     peft_model: PreTrainedModel | PeftModel
@@ -83,9 +83,7 @@ def train(run: RunDirectory) -> None:
         peft_model = load_milora(model, checkpoint, base=recipe.adapter.base, is_trainable=True)
     else:
         started = time.perf_counter()
-        course = Course(
-            _count_steps(recipe, len(train_set)), train_set, DataCollatorForSeq2Seq(tokenizer), _micro_batch(recipe)
-        )
+        course = Course(planned, train_set, DataCollatorForSeq2Seq(tokenizer), _micro_batch(recipe))
         peft_model, initialization = add_adapter(
             model, recipe.adapter, recipe.seed, jobs=torch.get_num_threads(), course=course
         )
@@ -117,7 +115,7 @@ def train(run: RunDirectory) -> None:
     else:
         peft_model.save_pretrained(str(run.adapter))
     start = run.read(START)
-    resumed_at = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    resumed_at = _step(checkpoint) if checkpoint else 0
     steps = trainer.state.global_step
     run.write(
         run.training.name,
@@ -125,14 +123,14 @@ def train(run: RunDirectory) -> None:
             "seconds": seconds,  # since it was resumed
             "resumed_at": resumed_at,
             "steps": steps,
-            "seconds_per_step": seconds / (steps - resumed_at) if steps > resumed_at else None,
+            "seconds_per_step": seconds / (steps - resumed_at),
             "tokens_per_step": trainer.state.num_input_tokens_seen / steps,
             "initialization_seconds": start["initialization_seconds"],
             "peak_memory": _peak_memory(),
             "weight_change": (
                 measure_full_change(peft_model, load_model(recipe.model)) if is_full else measure_change(peft_model)
             ),
-            "kept_step": trainer.state.best_global_step or trainer.state.global_step,
+            "kept_step": trainer.state.best_global_step or steps,
             "data": asdict(report),
             "parameters": {**_count(peft_model), "stored": _count_stored(run.trained)},
             "held_out_loss": [start["held_out_loss"], _held_out_loss(trainer)] if held_out else None,
@@ -173,19 +171,23 @@ class CompletionMark(TrainerCallback):
             (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
-def _last_whole_checkpoint(folder: Path) -> Path | None:
-    """That of the last step is passed over: from there the trainer would take one step more."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    states = {path: TrainerState.load_from_json(str(path / TRAINER_STATE_NAME)) for path in whole}
-    unfinished = [path for path, state in states.items() if state.global_step < state.max_steps]
-    return max(unfinished, key=lambda path: states[path].global_step, default=None)
+def _remove_unusable(folder: Path, planned: int) -> None:
+    """Delete what training cannot go on from, lest the trainer's own rotation counts it.
 
-
-def _remove_unfinished(folder: Path) -> None:
-    """Delete checkpoints that a killed process left half-written, lest the trainer's own rotation counts them."""
+    That is a checkpoint which a killed process left half-written, and the last step's: resumed there, in the middle of
+    an epoch, the trainer takes one step more.
+    """
     for path in folder.glob("checkpoint-*"):
-        if not (path / COMPLETE).is_file():
+        if not (path / COMPLETE).is_file() or _step(path) >= planned:
             shutil.rmtree(path)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    return max(folder.glob("checkpoint-*"), key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _check_space(folder: Path, model: PreTrainedModel | PeftModel) -> None:
