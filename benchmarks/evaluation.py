@@ -1,6 +1,6 @@
 """Samples per second of `milora eval` against the authors' loop, in alternation in one run, same model and tasks.
 
-    python benchmarks/evaluation.py RUN --data-dir DIR [--limit 64] [--out benchmarks/results/evaluation-cpu.json]
+    python benchmarks/evaluation.py RUN --data-dir DIR [--limit 48] [--out benchmarks/results/evaluation-cpu.json]
 
 The authors' loop, as LLM-Adapters' commonsense_evaluate.py has it: the adapter merged into the weights, batches in the
 given order, one `generate` each (here with the attention mask that it lacks, and the same stop strings, so that both
@@ -9,7 +9,6 @@ make the same text). Both take the same batch size. RUN is a trained run of any 
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -22,7 +21,8 @@ from milora.evaluation.benchmark import Benchmark
 from milora.evaluation.engine import LocalEngine, Request
 from milora.evaluation.target import resolve_target
 from milora.evaluation.tasks import BENCHMARKS
-from milora.run.models import load_tokenizer
+from milora.run.directory import describe_environment
+from milora.run.models import attach_adapter, load_model, load_tokenizer
 
 
 def loop(
@@ -57,17 +57,19 @@ def requests_of(benchmark: Benchmark, data_dir: str | None, limit: int, max_new_
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("--tasks", nargs="*", default=["arc_easy", "boolq", "gsm8k"])
+    parser.add_argument("--tasks", nargs="*", default=["arc_easy", "gsm8k"])
     parser.add_argument("--data-dir")
-    parser.add_argument("--limit", type=int, default=64)
+    parser.add_argument("--limit", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=int, help="fewer than the protocol's")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--out", type=Path, metavar="JSON")
     options = parser.parse_args()
     target = resolve_target(options.run)
+    if target.adapter is None:
+        parser.error("RUN has no adapter")
     tokenizer = load_tokenizer(target.model)
-    merged = target.load().merge_and_unload().eval()
+    merged = attach_adapter(load_model(target.model), target.adapter, target.form).merge_and_unload().eval()
     engine = LocalEngine(target.load(), tokenizer, options.batch_size)
     rows: list[dict[str, Any]] = []
     for name in options.tasks:
@@ -96,10 +98,9 @@ def main() -> None:
     if options.out:
         report = {
             "run": target.served,
-            "machine": platform.machine(),
+            "hardware": describe_environment()["hardware"],
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "dtype": target.model.dtype,
             "batch_size": options.batch_size,
             "max_new_tokens": options.max_new_tokens,

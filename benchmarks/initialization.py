@@ -10,7 +10,6 @@ Energy is what the band holds of the weight, ‖W V‖², against the float64 sp
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from milora.method.certificate import Band, certify
 from milora.method.spectrum import Factors, decompose_weight
+from milora.run.directory import describe_environment
 
 SHAPES = ["576x576", "576x1536", "1536x576", "2048x2048", "4096x4096", "11008x4096", "4096x11008"]
 LLAMA_LAYERS = 32
@@ -250,11 +250,6 @@ def measure_llama(rank: int) -> dict[str, Any]:
     }
 
 
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small shapes, few repetitions")
@@ -268,8 +263,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {
-        "cpu": cpu_name(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **describe_environment()["hardware"],
         "threads": options.threads,
         "torch": torch.__version__,
     }

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 
 from milora import MiloraError
 from milora.evaluation.engine import LocalEngine, Request
 from milora.evaluation.evaluate import evaluate
+from milora.evaluation.generator import Generator
 from milora.evaluation.target import resolve_target
 from milora.run.files import read_json, read_lines
-from milora.run.models import load_tokenizer
+from milora.run.models import attach_adapter, load_model, load_tokenizer
 from milora.run.recipe import EvaluationSection, ModelSection
+from tests.conftest import drift, logits_of
 
 FEW = EvaluationSection(tasks=["arithmetic"], limit=6, max_new_tokens=8, batch_size=2)
 
@@ -107,6 +111,28 @@ def test_padding_and_batches_do_not_change_a_completion(small_model):
     assert found[0] == found[1]
     with pytest.raises(MiloraError, match="training mode"):
         LocalEngine(model.train(), tokenizer, 1)
+
+
+@pytest.mark.parametrize(("beams", "stops"), [(1, []), (1, ["a", "is"]), (4, [])])
+def test_saved_work_changes_no_completion(small_model, beams, stops):
+    """Against one `generate` over the whole batch, as the harness has it: rows that leave, prompts read once."""
+    target = resolve_target(str(small_model), "float32")
+    model, tokenizer = target.load(), load_tokenizer(target.model)
+    decoding = {"until": stops, "max_gen_toks": 40, "do_sample": False, "num_beams": beams}
+    prompts = [f"{word} is a word. " * count for count, word in enumerate(["One", "Blue", "Seven", "Paris"], 1)]
+    found = []
+    for harness in (HFLM, Generator):
+        engine = harness(pretrained=model, tokenizer=tokenizer, batch_size=4)
+        instances = [Instance("generate_until", {}, (prompt, decoding), index) for index, prompt in enumerate(prompts)]
+        found.append(engine.generate_until(instances, disable_tqdm=True))
+    assert found[0] == found[1]
+    assert not stops or len({len(completion) for completion in found[0]}) > 1
+
+
+def test_what_is_scored_is_what_was_trained(run):
+    target = resolve_target(str(run))
+    trained = attach_adapter(load_model(target.model), target.adapter)
+    assert drift(logits_of(target.load()), logits_of(trained)) < 1e-5
 
 
 def test_a_batch_that_does_not_fit_is_halved(small_model, monkeypatch):

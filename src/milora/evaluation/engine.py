@@ -6,10 +6,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from accelerate import PartialState
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from milora.evaluation.generator import Generator
 from milora.method.errors import MiloraError
 
 AUTOMATIC = {"cpu": 16, "cuda": 64}
@@ -52,7 +52,7 @@ class LocalEngine:
         device = self.processes.device
         self.batch_size = AUTOMATIC.get(device.type, 16) if batch_size == "auto" else batch_size
         adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-        self.harness = HFLM(
+        self.harness = Generator(
             pretrained=model.to(device), tokenizer=tokenizer, batch_size=self.batch_size, add_bos_token=adds_bos
         )
 

@@ -141,9 +141,17 @@ def describe_environment() -> dict[str, Any]:
     )
     return {
         "versions": {"python": platform.python_version(), **installed},
-        "hardware": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "gpus": accelerators},
+        "hardware": {"cpu": _processor(), "cores": os.cpu_count(), "gpus": accelerators},
         "commit": commit.stdout.strip() or None,
     }
+
+
+def _processor() -> str:
+    # What `platform` knows of a processor on Linux is its architecture.
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _is_installed(name: str) -> bool:

@@ -1,0 +1,63 @@
+"""The harness' model in this process, without the work that no completion needs."""
+
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+STRIDE = 16  # tokens between two looks for rows that are finished
+
+
+class Generator(HFLM):
+    """Beams share their prompt's keys and values, and rows that are finished leave the batch.
+
+    The completions are those of one `generate` over the whole batch, up to the rounding of other batch sizes.
+    """
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], *, attention_mask: Tensor, **decoding: Any
+    ) -> Tensor:
+        if not decoding["do_sample"]:
+            del decoding["temperature"]
+        beams = decoding.pop("num_beams", 1)
+        if beams == 1:
+            return self._generate_in_strides(context, attention_mask, max_length, stop, decoding)
+        # `generate` repeats the prompts for each beam before it reads them; read once, their cache can be repeated.
+        cache = self._generate(context[:, :-1], attention_mask[:, :-1], max_new_tokens=1).past_key_values
+        cache.batch_repeat_interleave(beams)
+        # Beams end at EOS; the harness cuts what comes after another stop.
+        sequences: Tensor = self._generate(
+            context, attention_mask, past_key_values=cache, max_length=max_length, num_beams=beams, **decoding
+        ).sequences
+        return sequences
+
+    def _generate_in_strides(
+        self, context: Tensor, mask: Tensor, max_length: int, stop: list[str], decoding: dict[str, Any]
+    ) -> Tensor:
+        prompt_length = context.shape[1]
+        whole = context.new_full((len(context), max_length), self.tokenizer.pad_token_id)
+        rows, tokens, cache = torch.arange(len(context), device=context.device), context, None
+        while True:
+            length = min(tokens.shape[1] + STRIDE, max_length)
+            found = self._generate(tokens, mask, past_key_values=cache, max_length=length, **decoding)
+            tokens, cache = found.sequences, found.past_key_values
+            whole[rows, : tokens.shape[1]] = tokens
+            texts = self.tokenizer.batch_decode(tokens[:, prompt_length:])
+            going = [index for index, text in enumerate(texts) if not any(mark in text for mark in stop)]
+            if not going or length == max_length:
+                return whole
+            if len(going) < len(rows):
+                kept = torch.tensor(going, device=context.device)
+                cache.batch_select_indices(kept)
+                rows, tokens, mask = rows[kept], tokens[kept], mask[kept]
+            mask = torch.nn.functional.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1)
+
+    def _generate(self, tokens: Tensor, mask: Tensor, **decoding: Any) -> Any:
+        return self.model.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            pad_token_id=self.tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            **decoding,
+        )
