@@ -96,7 +96,10 @@ def test_lora_is_a_method_too(small_recipe, call, tmp_path):
     overrides = ["adapter.method=lora", "training.max_steps=2", "evaluation.limit=2"]
     code, out, err = call("run", small_recipe, *overrides, "--runs", tmp_path)
     assert code == 0, err
-    assert "export/merged" in out
+    (run,) = tmp_path.iterdir()
+    assert f"exported {run}/export/lora" in out
+    exported, trained = (run / folder / "adapter_model.safetensors" for folder in ("export/lora", "adapter"))
+    assert exported.read_bytes() == trained.read_bytes()
 
 
 def test_eval_of_other_tasks(finished, call, data_dir):

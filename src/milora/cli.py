@@ -172,7 +172,7 @@ def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> 
         train_run(run)
         evaluate(target_of_run(run), run.recipe.evaluation, baseline=True)
         forget(run)
-        form: Form = "lora" if run.recipe.adapter.has_initial_factors else "merged"
+        form: Form = "merged" if run.recipe.adapter.method == "full" else "lora"
         exported = export_run(run, form, run.path / "export" / form)
         report = write_report(run)
     typer.echo(format_table(read_scores(run.path / "evaluation")))

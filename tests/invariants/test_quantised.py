@@ -1,12 +1,21 @@
 """The invariants on a 4-bit and an 8-bit base (bitsandbytes, CPU)."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import milora
 from milora import MiloraError
 from milora.method.variant import read_weight
+from milora.run.directory import open_run
+from milora.run.export import export_run
+from milora.run.models import attach_adapter, load_model
+from milora.run.recipe import load_recipe
 from tests.conftest import add_milora, drift, logits_of, train_briefly
 
 BITS = {
@@ -47,7 +56,7 @@ def test_factors_are_those_of_the_dequantised_weight(load_quantised):
         weight = read_weight(layer)
         U, S, Vh = torch.linalg.svd(weight.double(), full_matrices=False)
         product = layer.lora_B["default"].weight.double() @ layer.lora_A["default"].weight.double()
-        assert drift(product, U[:, :8] * S[:8] @ Vh[:8]) < 1e-4
+        assert drift(product, U[:, :8] * S[:8] @ Vh[:8]) < 5e-3  # the factors are rounded to bf16
 
 
 def test_a_repacked_weight_is_refused(small_model):
@@ -64,3 +73,56 @@ def test_a_repacked_weight_is_refused(small_model):
 def test_residual_form_is_refused(load_quantised):
     with pytest.raises(MiloraError, match="needs full precision"):
         add_milora(load_quantised(), base="residual")
+
+
+def test_a_trainer_that_rounds_the_trained_factors_starts_at_the_base(load_quantised):
+    """As TRL's SFTTrainer does on a quantised model: A and B become bf16, and A₀ and B₀ stay as they are."""
+    model = add_milora(load_quantised())
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    assert torch.equal(logits_of(model), logits_of(load_quantised()))
+
+
+@pytest.fixture(scope="module", params=BITS)
+def run(request, small_recipe, tmp_path_factory):
+    runs = tmp_path_factory.mktemp(request.param)
+    changes = [f"model.quantization={request.param}", "adapter.dropout=0", "training.learning_rate=3e-3"]
+    command = [sys.executable, "-m", "milora", "run", small_recipe, *changes, "--runs", str(runs)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = runs.iterdir()
+    return open_run(path)
+
+
+def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_small):
+    before, after = run.read("training.json")["held_out_loss"]
+    assert after < before - 0.1
+    factors = load_file(run.adapter / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in factors.values()} == {torch.float32}
+    # In bf16 most of AdamW's steps would have rounded away.
+    trained = [tensor for name, tensor in factors.items() if ".lora_A." in name]
+    assert all((tensor != tensor.bfloat16()).float().mean() > 0.9 for tensor in trained)
+    on_quantised = PeftModel.from_pretrained(load_model(run.recipe.model), run.path / "export" / "lora")
+    assert drift(logits_of(on_quantised), logits_of(attach_adapter(load_model(run.recipe.model), run.adapter))) < 1e-5
+    on_full = PeftModel.from_pretrained(load_small(), run.path / "export" / "lora")
+    with on_full.disable_adapter():
+        base = logits_of(on_full)
+    assert torch.equal(base, logits_of(load_small()))
+    # Not exact, for it was trained on the quantised weights; nearer to the trained model than the base is.
+    assert drift(logits_of(on_full), logits_of(on_quantised)) < drift(base, logits_of(on_quantised))
+    with pytest.raises(MiloraError, match="round the update away"):
+        export_run(run, "merged", run.path / "export" / "merged")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("adapter.method=pissa", "pissa needs full-precision weights"),
+        ("adapter.base=residual", "milora with base=residual needs"),
+        ("model.quantization=fp4", "model.quantization: "),
+    ],
+)
+def test_a_recipe_says_what_a_quantised_base_cannot_do(override, message):
+    with pytest.raises(MiloraError, match=message):
+        load_recipe("quickstart", ["model.quantization=int8", override])

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -26,11 +27,12 @@ class Forgetting:
 
 def measure_spectra(model: nn.Module, count: int = 4) -> dict[str, list[float]]:
     """Return all singular values, descending, of `count` linear weights spread evenly over the model's depth."""
-    weights = {name: part.weight for name, part in model.named_modules() if isinstance(part, (nn.Linear, Conv1D))}
-    names = list(weights)
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, (nn.Linear, Conv1D))}
+    names = list(layers)
     step = max(1, len(names) // count)
     chosen = names[step // 2 :: step][:count]
-    return {name: torch.linalg.svdvals(weights[name].detach().float()).tolist() for name in chosen}
+    weights = {name: dequantize_module_weight(layers[name]).detach().float() for name in chosen}
+    return {name: torch.linalg.svdvals(weight).tolist() for name, weight in weights.items()}
 
 
 @torch.no_grad()
@@ -54,6 +56,8 @@ def _squared_change(layer: LoraLayer, adapter_name: str) -> float:
         up, down = (factor.double() for factor in update_factors(layer, adapter_name))
         scaling: float = layer.scaling[adapter_name]
         return scaling**2 * float(torch.trace(up.T @ up @ down @ down.T))
+    if adapter_name not in layer.lora_variant:
+        return float(layer.get_delta_weight(adapter_name).double().square().sum())
     # Whatever else PEFT computes, its own merge says; on a copy of one layer, lest the base's weights be rounded.
     merged = copy.deepcopy(layer).float()
     merged.merge(adapter_names=[adapter_name])

@@ -92,6 +92,9 @@ def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, 
             setattr(module, initial, nn.ModuleDict())
         module.other_param_names = (*module.other_param_names, INITIAL_A, INITIAL_B)  # delete_adapter deletes these
         module.register_load_state_dict_pre_hook(_refuse_other_factors)
+    if get_bnb_param_type(module.get_base_layer().weight):
+        # TRL rounds the trained factors of a quantised model to bf16; the initial ones must then be the same numbers.
+        A, B = A.bfloat16(), B.bfloat16()
     for trained, initial, factor in (("lora_A", INITIAL_A, A), ("lora_B", INITIAL_B, B)):
         weight = getattr(module, trained)[adapter_name].weight
         weight.data = factor.to(weight.device, weight.dtype, copy=True).contiguous()
@@ -120,8 +123,8 @@ def update_factors(module: LoraLinear, adapter_name: str) -> tuple[Tensor, Tenso
     """Return `[B − B₀, B₀]` `(out, 2r)` and `[A; A − A₀]` `(2r, in)`, whose product is B A − B₀ A₀."""
     A, B = module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight
     # Detached: PEFT may reassign parameters as trainable when it casts them.
-    A0 = getattr(module, INITIAL_A)[adapter_name].weight.detach()
-    B0 = getattr(module, INITIAL_B)[adapter_name].weight.detach()
+    A0 = getattr(module, INITIAL_A)[adapter_name].weight.detach().to(A.dtype)
+    B0 = getattr(module, INITIAL_B)[adapter_name].weight.detach().to(B.dtype)
     return torch.cat([B - B0, B0], dim=1), torch.cat([A, A - A0])
 
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType
@@ -15,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -32,7 +34,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def load_model(section: ModelSection) -> PreTrainedModel:
-    """Load a causal language model in the section's dtype.
+    """Load a causal language model in the section's dtype, quantised as it says.
 
     Raises:
         MiloraError: there is no such model, or it cannot be loaded.
@@ -44,10 +46,35 @@ def load_model(section: ModelSection) -> PreTrainedModel:
             revision=section.revision,
             dtype=getattr(torch, section.dtype),
             trust_remote_code=section.trust_remote_code,
+            **_quantize(section),
         )
     except (OSError, ValueError) as error:
         raise _unavailable(section.name, error) from error
+    for part in model.modules():
+        if type(part).__name__ == "Linear4bit":
+            # On a CPU bitsandbytes would repack the weights at the first forward pass in eval mode, and from then on
+            # no gradient passes through them.
+            part.support_avx512bf16_for_cpu = False
     return model
+
+
+def _quantize(section: ModelSection) -> dict[str, Any]:
+    if section.quantization is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MiloraError(
+            f"model.quantization={section.quantization} needs bitsandbytes", "pip install 'milora[quantized]'"
+        )
+    accelerator = torch.accelerator.current_accelerator()
+    config = BitsAndBytesConfig(
+        load_in_4bit=section.quantization == "nf4",
+        load_in_8bit=section.quantization == "int8",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, section.dtype),
+    )
+    # Whole on this process' own device: a quantised model is not moved afterwards.
+    device = f"{accelerator.type}:{os.environ.get('LOCAL_RANK', '0')}" if accelerator else "cpu"
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:

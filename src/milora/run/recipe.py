@@ -29,7 +29,8 @@ class ModelSection(Section):
 
     name: str
     revision: str | None = None
-    dtype: Dtype = "bfloat16"
+    dtype: Dtype = "bfloat16"  # of a quantised model, what it computes in
+    quantization: Literal["nf4", "int8"] | None = None  # by bitsandbytes, while it is loaded
     trust_remote_code: bool = False
 
 
@@ -64,6 +65,7 @@ class AdapterSection(Section):
         return self
 
 
+ON_QUANTISED = ("milora", "lora", "rslora", "loraplus")  # methods that only read the base's weights, or do not even
 OWN_OPTIONS = {"components": "milora", "base": "milora", "scale": "milora", "loraplus_ratio": "loraplus"}
 
 
@@ -159,6 +161,12 @@ class Recipe(Section):
             raise ValueError("adapter.rank_pattern: AdaLoRA finds its ranks itself")
         if method == "full" and self.model.dtype == "float16":
             raise ValueError("model.dtype=float16: full fine-tuning would need loss scaling, set bfloat16 or float32")
+        if self.model.quantization and (method not in ON_QUANTISED or self.adapter.base == "residual"):
+            form = f" with base={self.adapter.base}" if method == "milora" else ""
+            raise ValueError(
+                f"model.quantization={self.model.quantization}: {method}{form} needs full-precision weights; "
+                f"{', '.join(ON_QUANTISED)} do not (milora with base=intact)"
+            )
         return self
 
     @property
