@@ -50,7 +50,8 @@ def loop(
 
 
 def requests_of(benchmark: Benchmark, data_dir: str | None, limit: int, max_new_tokens: int | None) -> list[Request]:
-    prompt, decoding = benchmark.resolve_prompt(None), benchmark.decoding(max_new_tokens)
+    prompt = benchmark.resolve_prompt(None)
+    decoding = benchmark.decoding(min(max_new_tokens or benchmark.max_new_tokens, benchmark.max_new_tokens))
     return [Request(prompt.render(row["question"]), decoding) for row in benchmark.load(data_dir)[:limit]]
 
 

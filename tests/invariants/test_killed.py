@@ -4,6 +4,7 @@ Broken by: seeds set after the adapter, a checkpoint without optimiser or random
 for a whole one, results written before they are complete.
 """
 
+import random
 import subprocess
 import sys
 import time
@@ -38,19 +39,30 @@ def undisturbed(small_recipe, tmp_path_factory):
     return _result(runs)
 
 
-@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
-def test_killed_and_started_again(small_recipe, undisturbed, tmp_path, moment):
-    process = _start(small_recipe, tmp_path)
-    while not list(tmp_path.glob(f"*/{moment}")):
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -9
-    if moment == MOMENTS["training"]:
-        (run,) = tmp_path.iterdir()
-        half = run / "checkpoints" / "checkpoint-7"
-        half.mkdir()
-        (half / "adapter_model.safetensors").write_bytes(b"half-written")
+def test_killed_at_each_delicate_moment(small_recipe, undisturbed, tmp_path):
+    for moment in MOMENTS:
+        process = _start(small_recipe, tmp_path)
+        while not list(tmp_path.glob(f"*/{MOMENTS[moment]}")):
+            assert process.poll() is None, f"the run ended before it could be killed at {moment}"
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -9
+        if moment == "training":
+            (run,) = tmp_path.iterdir()
+            half = run / "checkpoints" / "checkpoint-7"
+            half.mkdir()
+            (half / "adapter_model.safetensors").write_bytes(b"half-written")
+    assert _start(small_recipe, tmp_path).wait() == 0
+    assert _result(tmp_path) == undisturbed
+
+
+def test_killed_at_ten_random_moments(small_recipe, undisturbed, tmp_path):
+    moments = random.Random(0)
+    for _ in range(10):
+        process = _start(small_recipe, tmp_path)
+        time.sleep(moments.uniform(2, 12))
+        process.kill()
+        process.wait()
     assert _start(small_recipe, tmp_path).wait() == 0
     assert _result(tmp_path) == undisturbed
 

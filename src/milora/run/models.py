@@ -54,7 +54,7 @@ def load_model(section: ModelSection) -> PreTrainedModel:
         if type(part).__name__ == "Linear4bit":
             # On a CPU bitsandbytes would repack the weights at the first forward pass in eval mode, and from then on
             # no gradient passes through them.
-            part.support_avx512bf16_for_cpu = False
+            part.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model
 
 
@@ -66,7 +66,7 @@ def _quantize(section: ModelSection) -> dict[str, Any]:
             f"model.quantization={section.quantization} needs bitsandbytes", "pip install 'milora[quantized]'"
         )
     accelerator = torch.accelerator.current_accelerator()
-    config = BitsAndBytesConfig(
+    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=section.quantization == "nf4",
         load_in_8bit=section.quantization == "int8",
         bnb_4bit_quant_type="nf4",
