@@ -154,3 +154,19 @@ def test_what_was_begun_otherwise_is_begun_again(call, tmp_path):
     model = PeftModel.from_pretrained(_load(tmp_path / "out"), tmp_path / "out" / "adapter")
     assert drift(logits_of(model), logits_of(_load(tmp_path / "model"))) < 1e-5
     assert not list((tmp_path / "out").glob(".unfinished-*"))
+
+
+def test_a_hub_model_is_read_from_its_snapshot(call, tmp_path, monkeypatch):
+    """Broken by: a hub's name looked for as a folder, or the folder's name written for the hub's."""
+    cache = tmp_path / "hub"
+    repository = cache / "models--someone--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    make_qwen().save_pretrained(repository / "snapshots" / ("0" * 40), max_shard_size="40kB")
+    for module in ("huggingface_hub.constants", "transformers.utils.hub"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(cache), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, _, err = call("init", "someone/model", "--rank", 4, "-o", tmp_path / "out")
+    assert code == 0, err
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "someone/model"
