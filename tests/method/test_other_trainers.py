@@ -53,16 +53,18 @@ assert "milora" not in sys.modules
 """
 
 
-MODELS = {"Conv1D, tied": make_gpt2, "biases": make_qwen}
+# With lm_head among the targets PEFT saves the residual model's own lm_head beside the adapter.
+MODELS = {"Conv1D, tied": (make_gpt2, "all-linear"), "biases, head": (make_qwen, "q_proj,down_proj,lm_head")}
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
-def test_plain_peft_trains_the_pair_and_gets_a_lora_for_the_original(make, call, tmp_path):
+@pytest.mark.parametrize(("make", "targets"), MODELS.values(), ids=MODELS.keys())
+def test_plain_peft_trains_the_pair_and_gets_a_lora_for_the_original(make, targets, call, tmp_path):
     original, pair, trained, logits = (
         tmp_path / name for name in ("original", "pair", "trained", "logits.safetensors")
     )
     make().save_pretrained(original, max_shard_size="40kB")
-    code, _, err = call("init", original, "--rank", 4, "--alpha", 8, "--base", "residual", "-o", pair)
+    options = ("--rank", 4, "--alpha", 8, "--targets", targets, "--base", "residual")
+    code, _, err = call("init", original, *options, "-o", pair)
     assert code == 0, err
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     paths = map(str, (original, pair, trained, logits))
@@ -88,7 +90,7 @@ def test_plain_peft_trains_the_pair_and_gets_a_lora_for_the_original(make, call,
     config.write_text(whole.replace('"lora_alpha": 8', '"lora_alpha": 16'))
     _refuse(call, "has lora_alpha=16", *export)
     config.write_text(whole)
-    some = next(iter(state))
+    some = next(name for name in state if "lora_" in name)
     weights.unlink()  # not in place: what was loaded is mapped from it
     save_file({name: value for name, value in state.items() if name != some}, weights)
     _refuse(call, f"has {some}", *export)

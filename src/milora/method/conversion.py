@@ -57,6 +57,8 @@ def convert_adapter(path: Path, trained: Path, initial: Path, *, rank: int | Non
             f"only one of {trained} and {start} has {min(different)}",
             "name the residual model that the adapter was trained on",
         )
+    # PEFT saves a targeted lm_head beside its factors: here that is W − s·B₀A₀, which the original base must not get.
+    state = {name: tensor for name, tensor in state.items() if ".base_layer." not in name}
     updates = {}
     for name, scaling in content["scaling"].items():
         keys = [f"{name}.{part}.weight" for part in ("lora_A", "lora_B")]
