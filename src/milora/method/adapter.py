@@ -1,6 +1,7 @@
 """Bands of singular components → the LoRA layers of a PeftModel, in place."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from milora.method.decomposition import Choice, decompose_layers
 from milora.method.errors import MiloraError
 from milora.method.layers import MARK, MARKS, check_base, ready_layers, tied_weights
 from milora.method.spectrum import Components, Factors, Scale
-from milora.method.variant import Base, attach_factors
+from milora.method.variant import Base, attach_factors, read_weight
 
 VANISHING = 1e-3  # of the largest singular value: below it B₀ and A₀ are too small to train from
 
@@ -77,7 +78,8 @@ def initialize_lora_milora_weights(
     started = time.perf_counter()
     layers = ready_layers(model, adapter_name, base)
     if milora_state_dict is None:
-        factors = decompose_layers(layers, adapter_name, Choice(components, scale, seed), jobs=jobs, cache=cache)
+        choice = Choice(components, scale, seed)
+        factors = dict(decompose_layers(layers, adapter_name, choice, _reader(layers), jobs=jobs, cache=cache))
     else:
         factors = {name: _factors_from(milora_state_dict, name, layer, adapter_name) for name, layer in layers.items()}
         for name, layer in layers.items():
@@ -85,17 +87,8 @@ def initialize_lora_milora_weights(
 
     pairs = {name: (found.A, found.B) for name, found in factors.items()}
     rounding_errors = start_layers(model, adapter_name, layers, pairs, base)
-    reports = {
-        name: LayerReport(
-            len(found.singular_values),
-            (found.singular_values[0].item(), found.singular_values[-1].item()),
-            found.largest,
-            rounding_errors[name],
-            found.certificate,
-        )
-        for name, found in factors.items()
-    }
-    return InitializationReport(reports, time.perf_counter() - started, _warnings(reports, scale))
+    reports = {name: report_layer(found, rounding_errors[name]) for name, found in factors.items()}
+    return InitializationReport(reports, time.perf_counter() - started, find_warnings(reports, scale))
 
 
 def get_milora_state_dict(
@@ -117,13 +110,24 @@ def get_milora_state_dict(
     layers = ready_layers(model, adapter_name, "intact")
     state: dict[str, Tensor] = {}
     choice = Choice(components, scale, seed)
-    for name, factors in decompose_layers(layers, adapter_name, choice, jobs=jobs, cache=cache).items():
+    for name, factors in decompose_layers(layers, adapter_name, choice, _reader(layers), jobs=jobs, cache=cache):
         values = torch.cat([factors.singular_values, factors.singular_values.new_tensor([factors.largest])])
         state |= {f"{name}.lora_A.weight": factors.A, f"{name}.lora_B.weight": factors.B, f"{name}.{_VALUES}": values}
     return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
 
 
 _VALUES = "singular_values"
+
+
+def _reader(layers: dict[str, LoraLinear]) -> Callable[[str], Tensor]:
+    return lambda name: read_weight(layers[name])
+
+
+def report_layer(factors: Factors, rounding_error: float = 0.0) -> LayerReport:
+    """Return what there is to say of a layer that starts from these factors."""
+    values = factors.singular_values
+    band = values[0].item(), values[-1].item()
+    return LayerReport(len(values), band, factors.largest, rounding_error, factors.certificate)
 
 
 def start_layers(
@@ -172,7 +176,8 @@ def _factors_from(state: dict[str, Tensor], name: str, layer: LoraLinear, adapte
     return Factors(B, A, values[:-1], values[-1].item())
 
 
-def _warnings(reports: dict[str, LayerReport], scale: Scale) -> list[str]:
+def find_warnings(reports: dict[str, LayerReport], scale: Scale) -> list[str]:
+    """Return, as sentences, what to worry about in a start."""
     vanishing = [name for name, layer in reports.items() if layer.band[0] < VANISHING * layer.largest]
     if not vanishing or scale == "orthonormal":
         return []

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from milora.method.certificate import Certificate
+from milora.method.errors import MiloraError
 from milora.method.spectrum import Factors
 
 VERSION = "1"  # changes whenever the same weight and options would give other factors
@@ -31,7 +32,7 @@ class FactorCache:
     def path(self, weight: Tensor, options: dict[str, Any]) -> Path:
         """Return where the factors of this weight under these options lie, or would."""
         digest = hashlib.sha256(json.dumps([VERSION, str(weight.dtype), list(weight.shape), options]).encode())
-        digest.update(_bytes(weight))
+        digest.update(_view(weight))
         return self.folder / f"{digest.hexdigest()}.safetensors"
 
     def read(self, path: Path) -> Factors | None:
@@ -55,17 +56,24 @@ class FactorCache:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         certificate = json.dumps(asdict(factors.certificate))
         unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-        save_file(tensors, unfinished, {"certificate": certificate, "sha256": _checksum(tensors, certificate)})
-        unfinished.replace(path)
+        try:
+            save_file(tensors, unfinished, {"certificate": certificate, "sha256": _checksum(tensors, certificate)})
+            unfinished.replace(path)
+        except SafetensorError as error:
+            raise MiloraError(f"{self.folder} cannot be written to: {error}", "free disk space") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _checksum(tensors: dict[str, Tensor], certificate: str) -> str:
     digest = hashlib.sha256(certificate.encode())
     for name in sorted(tensors):
-        digest.update(name.encode() + _bytes(tensors[name]))
+        digest.update(name.encode())
+        digest.update(_view(tensors[name]))
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def _view(tensor: Tensor) -> memoryview:
+    """The tensor's bytes, without a copy where it is contiguous already."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+    return flat.view(torch.uint8).numpy().data

@@ -1,6 +1,6 @@
 """Many weights → their factors: over several cores, from a cache, with a progress bar."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor
 from tqdm import tqdm
 
 from milora.method.cache import FactorCache
 from milora.method.errors import MiloraError
-from milora.method.spectrum import Components, Factors, Scale, decompose_weight
-from milora.method.variant import read_weight
+from milora.method.spectrum import Components, Factors, Scale, check_rank, decompose_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,47 +26,62 @@ class Choice:
 
 
 def decompose_layers(
-    layers: dict[str, LoraLinear], adapter_name: str, choice: Choice, *, jobs: int = 1, cache: Path | None = None
-) -> dict[str, Factors]:
-    """Return the factors of every layer's base weight; rank and scaling are the layers' own.
+    layers: dict[str, LoraLinear],
+    adapter_name: str,
+    choice: Choice,
+    read: Callable[[str], Tensor],
+    *,
+    jobs: int = 1,
+    cache: Path | None = None,
+) -> Iterator[tuple[str, Factors]]:
+    """Yield each layer's name and the factors of its base weight, in order; rank and scaling are the layers' own.
 
     Args:
+        read: gives the weight `(out, in)` of the layer of that name, when its turn comes.
         jobs: weights at a time, each on one thread of its own where there are more than one: for matrices of this size
-            two threads on two weights beat two threads on one. Memory beyond the model is a few weights for each.
+            two threads on two weights beat two threads on one. Memory beyond what `read` holds is a few weights for
+            each.
         cache: a folder in which factors are looked up and kept.
 
     Raises:
         MiloraError: with the name of the layer whose weight cannot be decomposed.
     """
     store = FactorCache(cache) if cache else None
+    for name, layer in layers.items():
+        with _named(name):  # before hours are spent on the layers before it
+            check_rank(layer.r[adapter_name], (layer.out_features, layer.in_features))
 
     def decompose(name: str) -> Factors:
         layer = layers[name]
         rank, scaling = layer.r[adapter_name], layer.scaling[adapter_name]
-        try:
-            weight = read_weight(layer)
+        with _named(name):
+            weight = read(name)
             path = store.path(weight, {"rank": rank, "scaling": scaling, **asdict(choice)}) if store else None
             found = store.read(path) if store and path else None
             factors = found or decompose_weight(weight, rank, scaling=scaling, **asdict(choice))
-        except MiloraError as error:
-            raise MiloraError(f"{name}: {error.message}", error.hint) from error
-        if store and path and not found:
-            store.write(path, factors)
+            if store and path and not found:
+                store.write(path, factors)
         return factors
 
     work = {name: _cost(layer) for name, layer in layers.items()}
     # Counted in operations, not in matrices: the time left is then honest where shapes differ. Off without a terminal.
     bar = tqdm(total=sum(work.values()), desc="decomposing", disable=None, bar_format=BAR)
-    factors: dict[str, Factors] = {}
     with bar, _workers(jobs) as pool:
         for name, result in zip(layers, pool.map(decompose, layers), strict=True):
-            factors[name] = result
             bar.set_postfix_str(name.removeprefix("base_model.model."), refresh=False)
             bar.update(work[name])
-    return factors
+            yield name, result
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    try:
+        yield
+    except MiloraError as error:
+        raise MiloraError(f"{layer}: {error.message}", error.hint) from error
 
 
 def _cost(layer: LoraLinear) -> int:

@@ -52,23 +52,42 @@ def save_milora_as_lora(
     """
     layers = milora_layers(model, adapter_name)
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    exact_rank = 2 * max(layer.r[adapter_name] for layer in layers.values())
+    updates = {}
+    for name, layer in layers.items():
+        up, down = (factor.detach() for factor in update_factors(layer, adapter_name))
+        updates[name] = up * layer.scaling[adapter_name], down
+        del state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
+    return write_lora(Path(path), state, model.peft_config[adapter_name], updates, rank)
+
+
+def write_lora(
+    path: Path,
+    state: dict[str, Tensor],
+    config: LoraConfig,
+    updates: dict[str, tuple[Tensor, Tensor]],
+    rank: int | None,
+) -> ExportReport:
+    """Write ΔW = up·down of each layer as one ordinary LoRA, with what else the adapter's `state` holds.
+
+    `up` is `(out, r)` with the scaling in it, `down` `(r, in)`; see `save_milora_as_lora` for `rank`.
+    """
+    exact_rank = max(up.shape[1] for up, _ in updates.values())
     if rank is not None and not 1 <= rank <= exact_rank:
         raise MiloraError(f"rank={rank} is outside 1 … {exact_rank}", f"{exact_rank} is exact already")
     written_rank = rank or exact_rank
     errors: dict[str, float] = {}
-    for name, layer in layers.items():
-        up, down = (factor.detach() for factor in update_factors(layer, adapter_name))
-        up = up * layer.scaling[adapter_name]
+    for name, (up, down) in updates.items():
         errors[name] = 0.0
         if up.shape[1] > written_rank:
             up, down, errors[name] = _compress(up, down, written_rank)
         missing = written_rank - up.shape[1]
         state[f"{name}.lora_B.weight"] = torch.nn.functional.pad(up, (0, missing)).cpu().contiguous()
         state[f"{name}.lora_A.weight"] = torch.nn.functional.pad(down, (0, 0, 0, missing)).cpu().contiguous()
-        del state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
-    _write_adapter(Path(path), state, _ordinary(model, adapter_name, r=written_rank, lora_alpha=written_rank))
-    return ExportReport(Path(path), written_rank, errors)
+    config = _ordinary(config)
+    config.r = config.lora_alpha = written_rank
+    config.use_rslora, config.rank_pattern, config.alpha_pattern = False, {}, {}
+    _write_adapter(path, state, config)
+    return ExportReport(path, written_rank, errors)
 
 
 def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str = "default") -> None:
@@ -82,7 +101,7 @@ def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str 
     layers = milora_layers(model, adapter_name)
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     state = {key: value for key, value in state.items() if INITIAL_A not in key and INITIAL_B not in key}
-    config = _ordinary(model, adapter_name)
+    config = _ordinary(model.peft_config[adapter_name])
     config.base_model_name_or_path = str(path)
     _write_adapter(Path(path) / "adapter", state, config)
     for layer in layers.values():
@@ -115,14 +134,11 @@ def _compress(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, floa
     return ((Q_up @ U[:, :rank]) * root).to(dtype), (root[:, None] * Vh[:rank] @ Q_down.T).to(dtype), error
 
 
-def _ordinary(model: PeftModel, adapter_name: str, **changes: int) -> LoraConfig:
-    """The adapter's config without what plain PEFT could not read; `changes` given, without patterns either."""
-    config: LoraConfig = deepcopy(model.peft_config[adapter_name])
+def _ordinary(config: LoraConfig) -> LoraConfig:
+    """The adapter's config without what plain PEFT could not read."""
+    config = deepcopy(config)
     config.init_lora_weights = True
     config.inference_mode = True
-    if changes:
-        config.r, config.lora_alpha = changes["r"], changes["lora_alpha"]
-        config.use_rslora, config.rank_pattern, config.alpha_pattern = False, {}, {}
     return config
 
 

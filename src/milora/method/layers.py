@@ -21,11 +21,20 @@ MARKS = (MARK, UNCERTIFIED)
 
 
 def ready_layers(model: PeftModel, adapter_name: str, base: Base) -> dict[str, LoraLinear]:
-    """Return an adapter's linear LoRA layers by name, each able to take an exact start in the form `base`.
+    """Return an adapter's linear LoRA layers by name, each able to take an exact start in the form `base` now.
 
     Raises:
         MiloraError: the rule that is broken, the layer that breaks it, and the way out.
     """
+    layers = fitting_layers(model, adapter_name, base)
+    for name, layer in layers.items():
+        if layer.get_base_layer().weight.is_meta:
+            raise MiloraError(f"{name}: the weight is on the meta device", "load the model's weights first")
+    return layers
+
+
+def fitting_layers(model: PeftModel, adapter_name: str, base: Base) -> dict[str, LoraLinear]:
+    """The same, of a model whose weights may be on the meta device: its structure alone is looked at."""
     layers = _linear_layers(model, adapter_name)
     _check_adapter(model, adapter_name, layers)
     if base not in get_args(Base):
@@ -89,8 +98,6 @@ def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLi
             )
         if layer.merged:
             raise MiloraError(f"{name}: adapters are merged into the weight", "call model.unmerge_adapter() first")
-        if layer.get_base_layer().weight.is_meta:
-            raise MiloraError(f"{name}: the weight is on the meta device", "load the model's weights first")
 
 
 def _check_residual(layers: dict[str, LoraLinear], tied: set[int]) -> None:

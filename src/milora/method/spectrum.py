@@ -141,13 +141,18 @@ def _check(weight: Tensor, rank: int, components: str, scale: str, solver: str) 
         raise MiloraError(f"solver='lanczos' cannot find {components} components", "use solver='auto'")
     if weight.ndim != 2:
         raise MiloraError(f"a weight must be a matrix, got shape {tuple(weight.shape)}", "pass a 2-D tensor")
-    if not 1 <= rank <= min(weight.shape):
-        raise MiloraError(
-            f"rank {rank} is outside 1 … {min(weight.shape)}, the rank of a {tuple(weight.shape)} weight at most",
-            "lower the rank, or set one for this layer with rank_pattern",
-        )
+    check_rank(rank, tuple(weight.shape))
     if not torch.stack(weight.aminmax()).isfinite().all():
         raise MiloraError("the weight holds NaN or Inf", "load an intact checkpoint")
+
+
+def check_rank(rank: int, shape: tuple[int, ...]) -> None:
+    """Raise unless a weight of this shape has `rank` components."""
+    if not 1 <= rank <= min(shape):
+        raise MiloraError(
+            f"rank {rank} is outside 1 … {min(shape)}, the rank of a {shape} weight at most",
+            "lower the rank, or set one for this layer with rank_pattern",
+        )
 
 
 def _choose(components: Components, rank: int, total: int, seed: int) -> Tensor:

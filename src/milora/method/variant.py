@@ -44,7 +44,7 @@ class IntactVariant(LoraVariant):
 
     def delta(self, module: LoraLinear, adapter_name: str) -> Tensor:
         up, down = update_factors(module, adapter_name)
-        return _product(module, adapter_name, up, down)
+        return _product(up, down, module.scaling[adapter_name], module.fan_in_fan_out)
 
     def merge_safe(self, module: LoraLinear, active_adapter: str, orig_weight: Tensor) -> Tensor:
         if self.tied:
@@ -79,7 +79,8 @@ class ResidualVariant(IntactVariant):
         return result + update * scaling
 
     def delta(self, module: LoraLinear, adapter_name: str) -> Tensor:
-        return _product(module, adapter_name, module.lora_B[adapter_name].weight, module.lora_A[adapter_name].weight)
+        up, down = module.lora_B[adapter_name].weight, module.lora_A[adapter_name].weight
+        return _product(up, down, module.scaling[adapter_name], module.fan_in_fan_out)
 
 
 def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, *, base: Base, tied: bool) -> float:
@@ -125,6 +126,11 @@ def update_factors(module: LoraLinear, adapter_name: str) -> tuple[Tensor, Tenso
     # Detached: PEFT may reassign parameters as trainable when it casts them.
     A0 = getattr(module, INITIAL_A)[adapter_name].weight.detach().to(A.dtype)
     B0 = getattr(module, INITIAL_B)[adapter_name].weight.detach().to(B.dtype)
+    return join_factors(A, B, A0, B0)
+
+
+def join_factors(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `[B − B₀, B₀]` and `[A; A − A₀]`."""
     return torch.cat([B - B0, B0], dim=1), torch.cat([A, A - A0])
 
 
@@ -153,23 +159,34 @@ def read_weight(module: LoraLinear) -> Tensor:
     return (image if layer.bias is None else image - layer.bias).T
 
 
-def _product(module: LoraLinear, adapter_name: str, up: Tensor, down: Tensor) -> Tensor:
+def _product(up: Tensor, down: Tensor, scaling: float, transposed: bool) -> Tensor:
     """s·up·down, in the layout of the stored base weight and in float32 at least."""
     dtype = torch.promote_types(up.dtype, torch.float32)
-    scaling: float = module.scaling[adapter_name]
     product = (up.detach().to(dtype) @ down.detach().to(dtype)) * scaling
-    return product.T if module.fan_in_fan_out else product
+    return product.T if transposed else product
 
 
 def _subtract_initial_product(module: LoraLinear, adapter_name: str) -> float:
     # At this point A and B are still A₀ and B₀, cast to the dtype in which they are stored.
     weight = module.get_base_layer().weight
-    subtrahend = _product(module, adapter_name, module.lora_B[adapter_name].weight, module.lora_A[adapter_name].weight)
-    exact = weight.data.to(subtrahend.dtype) - subtrahend
-    weight.data = exact.to(weight.dtype)
+    A, B = module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight
+    scaling: float = module.scaling[adapter_name]
+    weight.data, rounding_error = subtract_product(weight.data, A, B, scaling, module.fan_in_fan_out)
     _guard_residual(module, adapter_name)
-    lost, norm = torch.linalg.norm(weight.data.to(exact.dtype) - exact), torch.linalg.norm(subtrahend)
-    return (lost / norm).item() if norm > 0 else 0.0
+    return rounding_error
+
+
+def subtract_product(weight: Tensor, A: Tensor, B: Tensor, scaling: float, transposed: bool) -> tuple[Tensor, float]:
+    """Return W − s·B A in the dtype and layout of the stored `weight`, and what rounding to that dtype loses.
+
+    `weight` is `(out, in)`, or `(in, out)` if `transposed`; A `(r, in)` and B `(out, r)` are in the dtype in which they
+    are kept. The rounding error is ‖round(W_p) − W_p‖ / ‖s·B A‖ in Frobenius norms.
+    """
+    subtrahend = _product(B, A, scaling, transposed)
+    exact = weight.to(torch.promote_types(weight.dtype, subtrahend.dtype)) - subtrahend
+    rounded = exact.to(weight.dtype)
+    lost, norm = torch.linalg.norm(rounded.to(exact.dtype) - exact), torch.linalg.norm(subtrahend)
+    return rounded, (lost / norm).item() if norm > 0 else 0.0
 
 
 def _guard_residual(module: LoraLinear, adapter_name: str) -> None:

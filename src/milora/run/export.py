@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from milora.method.checkpoint import load_milora
+from milora.method.conversion import convert_adapter
 from milora.method.errors import MiloraError
 from milora.method.export import save_milora_as_lora, save_residual_pair
 from milora.run.directory import RunDirectory
@@ -46,4 +47,16 @@ def export_run(run: RunDirectory, form: Form, output: Path, rank: int | None = N
     else:
         attach_adapter(model, run.adapter, recipe.adapter.base).merge_and_unload().save_pretrained(output)
     load_tokenizer(recipe.model).save_pretrained(output)
+    return output
+
+
+def export_adapter(adapter: Path, initial: Path, form: Form, output: Path, rank: int | None = None) -> Path:
+    """Write an adapter trained on a residual model from `milora init` as an ordinary LoRA for the original base.
+
+    Raises:
+        MiloraError: see `convert_adapter`; or another form is asked for.
+    """
+    if form != "lora":
+        raise MiloraError(f"an adapter on a residual model is not written --as {form}", "leave --as out")
+    convert_adapter(output, adapter, initial, rank=rank)
     return output

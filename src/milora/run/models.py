@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel, PeftType
 from platformdirs import user_cache_path
 from transformers import (
@@ -25,6 +26,7 @@ from transformers import (
 from milora.method.checkpoint import load_milora
 from milora.method.errors import MiloraError
 from milora.method.layers import MARKS
+from milora.method.shards import COMPANIONS
 from milora.method.variant import Base
 from milora.run.recipe import ModelSection
 
@@ -110,6 +112,13 @@ def attach_adapter(model: PreTrainedModel, adapter: Path, base: Base = "intact")
 
 def linear_names(section: ModelSection) -> list[str]:
     """Return the last name parts of the model's linear layers, from its config alone."""
+    kinds = ("Linear", "Conv1D")
+    parts = load_skeleton(section).named_modules()
+    return sorted({name.rpartition(".")[2] for name, part in parts if type(part).__name__ in kinds})
+
+
+def load_skeleton(section: ModelSection) -> PreTrainedModel:
+    """Build the model from its config alone, its weights on the meta device: names and shapes, no values."""
     try:
         config = AutoConfig.from_pretrained(
             resolve_model(section.name), revision=section.revision, trust_remote_code=section.trust_remote_code
@@ -117,9 +126,30 @@ def linear_names(section: ModelSection) -> list[str]:
     except (OSError, ValueError) as error:
         raise _unavailable(section.name, error) from error
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    kinds = ("Linear", "Conv1D")
-    return sorted({name.rpartition(".")[2] for name, part in model.named_modules() if type(part).__name__ in kinds})
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model
+
+
+def locate_checkpoint(section: ModelSection) -> Path:
+    """Return the folder of a model's safetensors, config and tokenizer, downloaded first if it is on the hub.
+
+    Raises:
+        MiloraError: there is no such model.
+    """
+    name = resolve_model(section.name)
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        # Some repositories hold their weights a second time under these names.
+        folder = snapshot_download(
+            name,
+            revision=section.revision,
+            allow_patterns=["*.safetensors", *COMPANIONS],
+            ignore_patterns=["*/*", "consolidated*"],
+        )
+    except (OSError, ValueError) as error:
+        raise _unavailable(section.name, error) from error
+    return Path(folder)
 
 
 def resolve_model(name: str) -> str:

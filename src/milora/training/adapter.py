@@ -14,9 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from milora.method.adapter import InitializationReport, initialize_lora_milora_weights, start_layers
+from milora.method.decomposition import Choice
+from milora.method.disk import initialize_checkpoint
 from milora.method.errors import MiloraError
 from milora.method.layers import MARK, UNCERTIFIED, ready_layers
-from milora.run.models import linear_names
+from milora.run.directory import locked
+from milora.run.models import linear_names, load_skeleton, locate_checkpoint
 from milora.run.recipe import AdapterSection, ModelSection
 
 GRADIENT_ROWS = 64
@@ -149,6 +152,27 @@ def _start_as_peft_does(model: PeftModel, method: str) -> None:
         factors[name] = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
         weight.data = original
     start_layers(model, "default", layers, factors, "intact", UNCERTIFIED if method == "lora_ga" else MARK)
+
+
+def write_start(
+    model: ModelSection, section: AdapterSection, output: Path, *, jobs: int, cache: Path | None = None
+) -> list[str]:
+    """Write the section's adapter of a model on disk, untrained; return what to worry about.
+
+    Raises:
+        MiloraError: see `initialize_checkpoint`; or another process writes there.
+    """
+    check_targets(model, section)
+    folder = locate_checkpoint(model)
+    if output.resolve() == folder.resolve():
+        raise MiloraError(f"{output} is the model itself", "write to another folder with -o")
+    try:
+        peft_model = get_peft_model(load_skeleton(model), _configure(section))
+    except ValueError as error:
+        raise MiloraError(str(error), "choose target modules that the model has") from error
+    choice = Choice(section.components, section.scale)
+    with locked(output):
+        return initialize_checkpoint(peft_model, folder, output, choice, base=section.base, jobs=jobs, cache=cache)
 
 
 def check_targets(model: ModelSection, adapter: AdapterSection) -> None:

@@ -1,0 +1,278 @@
+"""A checkpoint on disk → an adapter that starts from its weights, shard by shard, never the whole model in memory.
+
+    OUT/                            intact: an adapter in PEFT's layout
+      adapter_model.safetensors     A, B, A₀ and B₀
+      initialization.json           the options, and what was found for each layer
+      adapter_config.json           appears last
+    OUT/                            residual: a model in the checkpoint's own shards and dtypes
+      *.safetensors, tokenizer, …   W − s·B₀A₀ in place of each target's W
+      adapter/                      A₀ and B₀ as an ordinary LoRA on it
+      initialization.json
+      config.json                   appears last
+
+Until then everything lies in OUT/.unfinished-<digest of the options and of the weights' files>: in factors/ the factors
+found so far, in whole/ the files that are ready, in rounding/ what each finished shard lost.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from tqdm import tqdm
+from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
+
+from milora.method.adapter import LayerReport, find_warnings, report_layer
+from milora.method.decomposition import Choice, decompose_layers
+from milora.method.errors import MiloraError
+from milora.method.layers import MARK, fitting_layers
+from milora.method.shards import Checkpoint, create_tensors, open_checkpoint, overwriting, read_tensor
+from milora.method.stored import StoredWeights, find_weights
+from milora.method.variant import INITIAL_A, INITIAL_B, Base, subtract_product
+
+ADAPTER = "adapter"
+RECORD = "initialization.json"
+LAST = (CONFIG_NAME, MODEL_CONFIG_NAME)  # whichever of them is there, it says that the rest is
+
+
+def initialize_checkpoint(
+    model: PeftModel,
+    folder: Path,
+    output: Path,
+    choice: Choice,
+    *,
+    base: Base = "intact",
+    jobs: int = 1,
+    cache: Path | None = None,
+) -> list[str]:
+    """Write the start of a model's adapter from the weights in `folder`; killed at any moment, it goes on when called.
+
+    In memory are one weight for each job and what its decomposition takes.
+
+    Args:
+        model: a PeftModel on the meta device, with an adapter "default".
+        folder: the checkpoint, in safetensors.
+        output: a folder for the adapter, or for the residual model and its adapter.
+        choice, jobs, cache: see `decompose_layers`.
+        base: "residual" writes a model of W − s·B₀A₀ too, which any trainer that knows PEFT can start from.
+
+    Returns what to worry about, as sentences; at once where `output` is finished already.
+
+    Raises:
+        MiloraError: what `initialize_lora_milora_weights` refuses, a checkpoint that is not whole, or an `output` that
+            was made with other options.
+    """
+    layers = fitting_layers(model, "default", base)
+    checkpoint = open_checkpoint(folder)
+    weights = find_weights(model, layers, checkpoint)
+    config = model.peft_config["default"]
+    options = _describe_options(config, choice, base)
+    output.mkdir(parents=True, exist_ok=True)
+    unfinished = output / f".unfinished-{_digest(options, checkpoint)}"
+    leftovers = list(output.glob(".unfinished-*"))
+    for leftover in leftovers:
+        if any((leftover / "whole" / name).is_file() for name in LAST):
+            _move(leftover / "whole", output)
+    finished = _is_finished(output, options)
+    for leftover in leftovers:
+        if finished or leftover != unfinished:
+            shutil.rmtree(leftover)
+    if not finished:
+        work = _Work(unfinished, weights, choice, base)
+        if base == "intact":
+            work.write_intact(config, options, jobs, cache)
+        else:
+            work.write_residual(config, options, jobs, cache, output)
+        _move(work.whole, output)
+        shutil.rmtree(unfinished)
+    warnings: list[str] = json.loads((output / RECORD).read_text(encoding="utf-8"))["warnings"]
+    return warnings
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The unfinished folder, and what goes into it."""
+
+    unfinished: Path
+    weights: StoredWeights
+    choice: Choice
+    base: Base
+
+    @property
+    def whole(self) -> Path:
+        return self.unfinished / "whole"
+
+    def write_intact(self, config: LoraConfig, options: dict[str, Any], jobs: int, cache: Path | None) -> None:
+        reports = self._write_factors(self.whole / SAFETENSORS_WEIGHTS_NAME, jobs, cache)
+        self._write_record(reports, {"options": options, "warnings": find_warnings(reports, self.choice.scale)})
+        self._write_config(self.whole, config, init_lora_weights=MARK)
+
+    def write_residual(
+        self, config: LoraConfig, options: dict[str, Any], jobs: int, cache: Path | None, output: Path
+    ) -> None:
+        adapter, checkpoint = self.whole / ADAPTER, self.weights.checkpoint
+        factors = adapter / SAFETENSORS_WEIGHTS_NAME
+        reports = self._write_factors(factors, jobs, cache)
+        errors = self._write_shards(factors)
+        reports = {name: replace(report, rounding_error=errors[name]) for name, report in reports.items()}
+        self._write_config(adapter, config, init_lora_weights=True, base_model_name_or_path=str(output))
+        for file in checkpoint.companions:
+            if file.name != MODEL_CONFIG_NAME:
+                _put(self.whole / file.name, file.read_bytes())
+        record = {
+            "options": options,
+            "warnings": find_warnings(reports, self.choice.scale) + _warn_of_rounding(errors),
+            # With these A₀ and B₀ can be taken off a trained adapter again.
+            "adapter_sha256": hash_file(factors),
+            "scaling": {name: layer.scaling["default"] for name, layer in self.weights.layers.items()},
+        }
+        self._write_record(reports, record)
+        _put(self.whole / MODEL_CONFIG_NAME, (checkpoint.folder / MODEL_CONFIG_NAME).read_bytes())
+
+    def _write_factors(self, path: Path, jobs: int, cache: Path | None) -> dict[str, LayerReport]:
+        """Write the factors as an adapter's tensors, each when it is found, in the dtype of the adapter's layers."""
+        layers = self.weights.layers
+        tensors = {}
+        for name, layer in layers.items():
+            for trained, initial in (("lora_A", INITIAL_A), ("lora_B", INITIAL_B)):
+                weight = getattr(layer, trained)["default"].weight
+                for part in (trained, initial) if self.base == "intact" else (trained,):
+                    tensors[f"{name}.{part}.weight"] = tuple(weight.shape), weight.dtype
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        create_tensors(temporary, tensors)
+        reports = {}
+        with overwriting(temporary) as write:
+            found = decompose_layers(
+                layers, "default", self.choice, self.weights.read, jobs=jobs, cache=cache or self.unfinished / "factors"
+            )
+            for name, factors in found:
+                reports[name] = report_layer(factors)
+                parts = {"lora_A": factors.A, "lora_B": factors.B, INITIAL_A: factors.A, INITIAL_B: factors.B}
+                for part, factor in parts.items():
+                    key = f"{name}.{part}.weight"
+                    if key in tensors:
+                        write(key, factor.to(tensors[key][1]))
+        temporary.replace(path)
+        return reports
+
+    def _write_shards(self, factors: Path) -> dict[str, float]:
+        """Copy every shard and write W − s·B₀A₀ over its adapted weights; return the rounding error of each layer."""
+        rounding = self.unfinished / "rounding"
+        rounding.mkdir(exist_ok=True)
+        errors: dict[str, float] = {}
+        for shard in tqdm(self.weights.checkpoint.shards, desc="subtracting", disable=None):
+            target, lost = self.whole / shard, rounding / f"{shard}.json"
+            if not target.is_file():
+                temporary = target.with_name(f".{shard}")
+                shutil.copyfile(self.weights.checkpoint.folder / shard, temporary)
+                _put(lost, json.dumps(self._subtract(shard, factors, temporary)).encode())
+                temporary.replace(target)
+            errors |= json.loads(lost.read_bytes())
+        return errors
+
+    def _subtract(self, shard: str, factors: Path, path: Path) -> dict[str, float]:
+        errors = {}
+        with overwriting(path) as write:
+            for name, tensor in self.weights.within(shard).items():
+                layer = self.weights.layers[name]
+                A, B = (read_tensor(factors, f"{name}.{part}.weight") for part in ("lora_A", "lora_B"))
+                stored, scaling = self.weights.checkpoint.read(tensor), layer.scaling["default"]
+                residual, errors[name] = subtract_product(stored, A, B, scaling, layer.fan_in_fan_out)
+                write(tensor, residual)
+        return errors
+
+    def _write_record(self, reports: dict[str, LayerReport], record: dict[str, Any]) -> None:
+        record["layers"] = {name: asdict(report) for name, report in reports.items()}
+        _put(self.whole / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
+
+    def _write_config(self, folder: Path, config: LoraConfig, **changes: Any) -> None:
+        config = deepcopy(config)
+        config.inference_mode = True
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)  # a set has another order in each process
+        for name, value in changes.items():
+            setattr(config, name, value)
+        config.save_pretrained(str(self.unfinished))
+        _put(folder / CONFIG_NAME, (self.unfinished / CONFIG_NAME).read_bytes())
+
+
+def _warn_of_rounding(errors: dict[str, float]) -> list[str]:
+    worst = max(errors, key=lambda name: errors[name])
+    if errors[worst] < 1e-3:
+        return []
+    return [
+        f"rounding W − s·B₀A₀ to the checkpoint's dtype lost up to {errors[worst]:.2g} of s·B₀A₀ ({worst}): at step 0 "
+        'the model differs from its base by so much; base="intact" does not'
+    ]
+
+
+def _describe_options(config: LoraConfig, choice: Choice, base: Base) -> dict[str, Any]:
+    targets = config.target_modules
+    return {
+        "model": config.base_model_name_or_path,
+        "base": base,
+        **asdict(choice),
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "rslora": config.use_rslora,
+        "targets": targets if isinstance(targets, str) else sorted(targets),
+        "rank_pattern": config.rank_pattern,
+        "alpha_pattern": config.alpha_pattern,
+    }
+
+
+def _digest(options: dict[str, Any], checkpoint: Checkpoint) -> str:
+    states = [(shard, (checkpoint.folder / shard).stat()) for shard in checkpoint.shards]
+    files = [(shard, state.st_size, state.st_mtime_ns) for shard, state in states]
+    return hashlib.sha256(json.dumps([options, files]).encode()).hexdigest()[:12]
+
+
+def _is_finished(output: Path, options: dict[str, Any]) -> bool:
+    """Whether `output` holds the whole of what these options give.
+
+    Raises:
+        MiloraError: it holds a model or an adapter that they do not give.
+    """
+    present = [name for name in (*LAST, ADAPTER) if (output / name).exists()]
+    if not present:
+        return False
+    record = output / RECORD
+    written = json.loads(record.read_text(encoding="utf-8")).get("options") if record.is_file() else None
+    if written == options:
+        return True
+    if written is None:
+        raise MiloraError(f"{output} holds {present[0]} of something else", "write to another folder with -o")
+    differences = [
+        f"{key}={written.get(key)!r}, not {value!r}" for key, value in options.items() if written.get(key) != value
+    ]
+    raise MiloraError(f"{output} was made with {'; '.join(differences)}", "write to another folder with -o")
+
+
+def _move(whole: Path, output: Path) -> None:
+    files = [file for file in whole.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: (file.parent == whole and file.name in LAST, file)):
+        target = output / file.relative_to(whole)
+        target.parent.mkdir(exist_ok=True)
+        file.replace(target)
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file that is whole or not there."""
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

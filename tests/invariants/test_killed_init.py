@@ -1,0 +1,103 @@
+"""Invariant 6 for `milora init`: killed at random moments and started again, it ends with the same bytes.
+
+Broken by: a file that appears before it is whole, a config that appears before the weights, a shard or factors taken
+over that were not finished.
+"""
+
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+KILLS = 10
+
+
+def _init(model: str, output: str, base: str) -> None:
+    from milora.cli import main
+
+    sys.argv = ["milora", "init", model, "--rank", "8", "--base", base, "--jobs", "2", "-o", output]
+    with Path("/dev/null").open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        main()
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Start the command in a process of its own that has its imports already: seconds of each start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["milora.training.adapter", "milora.cli"])
+
+    def start(*arguments: Path | str) -> multiprocessing.Process:
+        process = context.Process(target=_init, args=tuple(map(str, arguments)))
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        num_hidden_layers=6,
+        hidden_size=192,
+        intermediate_size=384,
+        num_attention_heads=4,
+        vocab_size=300,
+        tie_word_embeddings=False,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder, max_shard_size="500kB")
+    return folder
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def _changes(output: Path, process: multiprocessing.Process) -> Iterator[None]:
+    """Yield whenever another set of files is seen, until the process ends."""
+    before: set[str] = set()
+    while process.exitcode is None:
+        names = {name for _, _, files in os.walk(output) for name in files}
+        if names != before:
+            yield
+        before = names
+
+
+@pytest.mark.parametrize("base", ["intact", "residual"])
+def test_killed_at_random_moments(start, model, tmp_path, base):
+    output = tmp_path / "out"
+    last = output / ("adapter_config.json" if base == "intact" else "config.json")
+    process = start(model, output, base)
+    changes = sum(1 for _ in _changes(output, process))
+    undisturbed = _files(output)
+    assert last.is_file() and changes > KILLS
+    shutil.rmtree(output)
+
+    generator = random.Random(base)
+    kills = 0
+    while kills < KILLS:
+        process = start(model, output, base)
+        # Twice as many as there are on average: now and then it ends first, and begins anew.
+        for _ in islice(_changes(output, process), generator.randint(1, 4 * changes // KILLS)):
+            pass
+        process.kill()
+        process.join()
+        kills += process.exitcode == -9
+        if last.is_file():
+            assert {name: _files(output)[name] for name in undisturbed} == undisturbed
+        if process.exitcode == 0:
+            shutil.rmtree(output)
+    process = start(model, output, base)
+    process.join()
+    assert process.exitcode == 0
+    assert _files(output) == undisturbed
