@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from initialization import clock, cpu_name
+from initialization import clock
 from safetensors.torch import save_file
 from transformers import LlamaConfig
+
+from milora.run.directory import describe_environment
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 11008, 32000
 TARGETS = {"q_proj": (HIDDEN, HIDDEN), "down_proj": (HIDDEN, INTERMEDIATE)}
@@ -153,7 +155,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    report = {"cpu": cpu_name(), "threads": 1, "torch": torch.__version__}
+    report = {**describe_environment()["hardware"], "threads": 1, "torch": torch.__version__}
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="checkpoint-init-") as folder:
         report |= measure(Path(folder), options.layers)
     if options.out:
