@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from milora.method.cache import FactorCache
 from milora.method.errors import MiloraError
+from milora.method.sharing import cost_of
 from milora.method.spectrum import Components, Factors, Scale, decompose_weight
 from milora.method.variant import read_weight
 
@@ -54,7 +55,7 @@ def decompose_layers(
             store.write(path, factors)
         return factors
 
-    work = {name: _cost(layer) for name, layer in layers.items()}
+    work = {name: cost_of(layer) for name, layer in layers.items()}
     # Counted in operations, not in matrices: the time left is then honest where shapes differ. Off without a terminal.
     bar = tqdm(total=sum(work.values()), desc="decomposing", disable=None, bar_format=BAR)
     factors: dict[str, Factors] = {}
@@ -67,12 +68,6 @@ def decompose_layers(
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
-
-
-def _cost(layer: LoraLinear) -> int:
-    """Operations of a decomposition, up to a factor: m n² for m ≥ n."""
-    small, large = sorted((layer.in_features, layer.out_features))
-    return int(large * small**2)
 
 
 @contextmanager
