@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +88,13 @@ def test_eval_of_other_tasks(finished, call, data_dir):
     )
     assert code == 0, err
     assert "gsm8k" in out and "arc_easy" in out and "official" in out
+
+
+def test_engines_have_configurations(call):
+    code, out, _ = call("engine", "zero2")
+    assert code == 0 and "zero_stage: 2" in Path(out.strip()).read_text()
+    code, _, err = call("engine", "zero4")
+    assert code == 2 and "shipped are ddp, fsdp2, zero2, zero3" in err
 
 
 def test_ls_and_show(call):

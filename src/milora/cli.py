@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,8 +30,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @app.command("ls")
 def list_() -> None:
-    """List the shipped recipes, and the comparisons."""
+    """List the shipped recipes, the comparisons, and the engines of distributed training."""
     from milora.comparison.plan import list_comparisons, load_comparison
+    from milora.run.launch import list_engines
     from milora.run.recipe import list_recipes, load_recipe
 
     for name in list_recipes():
@@ -38,6 +40,17 @@ def list_() -> None:
     typer.echo("\nmilora compare:")
     for name in list_comparisons():
         typer.echo(f"{name:<24} {load_comparison(name).description}")
+    typer.echo('\naccelerate launch --config_file "$(milora engine NAME)" --num_processes N -m milora …:')
+    for name, description in list_engines().items():
+        typer.echo(f"{name:<24} {description}")
+
+
+@app.command()
+def engine(name: Annotated[str, typer.Argument(metavar="NAME", help="ddp, fsdp2, zero2 or zero3.")]) -> None:
+    """Print the path of an engine's configuration, for `accelerate launch --config_file`."""
+    from milora.run.launch import locate_engine
+
+    typer.echo(locate_engine(name))
 
 
 @app.command()
@@ -80,13 +93,15 @@ def init(
 def train(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> None:
     """Train a recipe's adapter; a run that was killed goes on."""
     from milora.run.directory import create_run, locked
+    from milora.run.launch import is_main_process
     from milora.run.recipe import load_recipe
     from milora.training.train import train as train_run
 
     run = create_run(load_recipe(recipe, overrides or []), runs)
     with locked(run.path):
         train_run(run)
-    typer.echo(run.path)
+    if is_main_process():
+        typer.echo(run.path)
 
 
 @app.command("eval")
@@ -108,7 +123,7 @@ def evaluate_(
     from milora.comparison.scores import format_table, read_scores
     from milora.evaluation.evaluate import evaluate
     from milora.evaluation.target import resolve_target
-    from milora.run.directory import is_main_process
+    from milora.run.launch import is_main_process
     from milora.run.recipe import EvaluationSection, override_section
 
     target = resolve_target(name, dtype)
@@ -165,6 +180,7 @@ def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> 
     from milora.evaluation.target import target_of_run
     from milora.run.directory import create_run, locked
     from milora.run.export import Form, export_run
+    from milora.run.launch import is_main_process
     from milora.run.recipe import load_recipe
     from milora.training.train import train as train_run
 
@@ -175,6 +191,8 @@ def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> 
     with locked(run.path):
         train_run(run)
         evaluate(target_of_run(run), run.recipe.evaluation, baseline=True)
+        if not is_main_process():
+            return  # what is left is for one
         forget(run)
         form: Form = "merged" if run.recipe.adapter.method == "full" else "lora"
         exported = export_run(run, form, run.path / "export" / form)
@@ -253,8 +271,16 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|torch)\b")
     for library in ("lm_eval", "transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    # On stdout, whenever it is installed. A filter: it sets its own level when it is imported.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _fail(message: str, hint: str) -> None:
-    print(f"error: {message}\nhint: {hint}", file=sys.stderr)
-    sys.exit(2)
+    alone = "LOCAL_RANK" not in os.environ
+    if not alone and os.environ["LOCAL_RANK"] != "0":
+        # Of a launch the first process mostly fails alike, says so, and the launcher ends this one before it does too.
+        time.sleep(5)
+    print(f"error: {message}\nhint: {hint}", file=sys.stderr, flush=True)
+    if alone:
+        sys.exit(2)
+    os._exit(2)  # at once: an orderly end may wait for processes that wait for this one

@@ -4,20 +4,15 @@ from collections.abc import Container, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from accelerate import PartialState
 from lm_eval.api.instance import Instance
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from milora.evaluation.generator import Generator
 from milora.method.errors import MiloraError
+from milora.run.launch import processes
 
 AUTOMATIC = {"cpu": 16, "cuda": 64}
-
-
-def processes() -> PartialState:
-    """The processes of this launch, joined; accelerate joins those of a CPU only when told that it is one."""
-    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 class Request(NamedTuple):

@@ -16,8 +16,9 @@ from milora.evaluation.server import ServerEngine
 from milora.evaluation.target import Target
 from milora.evaluation.tasks import BENCHMARKS, GROUPS
 from milora.method.errors import MiloraError
-from milora.run.directory import describe_environment, is_main_process, locked
+from milora.run.directory import describe_environment, locked
 from milora.run.files import read_json, write_json, write_lines
+from milora.run.launch import is_main_process
 from milora.run.models import load_tokenizer
 from milora.run.recipe import EvaluationSection, Recipe
 from milora.run.sets import Row

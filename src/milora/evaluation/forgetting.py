@@ -9,11 +9,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from milora.evaluation.engine import processes
 from milora.evaluation.target import target_of_run
 from milora.method.analysis import measure_forgetting
 from milora.method.errors import MiloraError
 from milora.run.directory import RunDirectory
+from milora.run.launch import processes
 from milora.run.models import load_model, load_tokenizer
 from milora.run.recipe import ForgettingSection
 

@@ -11,7 +11,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
-from milora.evaluation.engine import Engine, Request, processes
+from milora.evaluation.engine import Engine, Request
+from milora.run.launch import processes
 
 
 class RecordedModel(LM):

@@ -17,6 +17,7 @@ from milora.method.certificate import Certificate
 from milora.method.decomposition import Choice, decompose_layers
 from milora.method.errors import MiloraError
 from milora.method.layers import MARK, MARKS, check_base, ready_layers, tied_weights
+from milora.method.sharing import decompose_together
 from milora.method.spectrum import Components, Factors, Scale
 from milora.method.variant import Base, attach_factors, read_weight
 
@@ -61,6 +62,9 @@ def initialize_lora_milora_weights(
         base="intact":    y = W x + s·B A x − s·B₀ A₀ x      W stays as it is
         base="residual":  y = (W − s·B₀ A₀) x + s·B A x      W is replaced (paper, section 3)
 
+    Where torch.distributed is initialised, every process must call this before an engine shards the model: the weights
+    are shared out, and all processes end with the same factors.
+
     Args:
         model: what `get_peft_model(base, LoraConfig(…))` returned, before training.
         milora_state_dict: factors from `get_milora_state_dict`, instead of decomposing now.
@@ -79,7 +83,10 @@ def initialize_lora_milora_weights(
     layers = ready_layers(model, adapter_name, base)
     if milora_state_dict is None:
         choice = Choice(components, scale, seed)
-        factors = dict(decompose_layers(layers, adapter_name, choice, _reader(layers), jobs=jobs, cache=cache))
+        factors = decompose_together(
+            layers,
+            lambda share: dict(decompose_layers(share, adapter_name, choice, _reader(share), jobs=jobs, cache=cache)),
+        )
     else:
         factors = {name: _factors_from(milora_state_dict, name, layer, adapter_name) for name, layer in layers.items()}
         for name, layer in layers.items():

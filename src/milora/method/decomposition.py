@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from milora.method.cache import FactorCache
 from milora.method.errors import MiloraError
+from milora.method.sharing import cost_of
 from milora.method.spectrum import Components, Factors, Scale, check_rank, decompose_weight
 
 
@@ -63,7 +64,7 @@ def decompose_layers(
                 store.write(path, factors)
         return factors
 
-    work = {name: _cost(layer) for name, layer in layers.items()}
+    work = {name: cost_of(layer) for name, layer in layers.items()}
     # Counted in operations, not in matrices: the time left is then honest where shapes differ. Off without a terminal.
     bar = tqdm(total=sum(work.values()), desc="decomposing", disable=None, bar_format=BAR)
     with bar, _workers(jobs) as pool:
@@ -82,12 +83,6 @@ def _named(layer: str) -> Iterator[None]:
         yield
     except MiloraError as error:
         raise MiloraError(f"{layer}: {error.message}", error.hint) from error
-
-
-def _cost(layer: LoraLinear) -> int:
-    """Operations of a decomposition, up to a factor: m n² for m ≥ n."""
-    small, large = sorted((layer.in_features, layer.out_features))
-    return int(large * small**2)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.utils import PeftType
 from peft.utils.integrations import get_bnb_param_type
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from milora.method.errors import MiloraError
 from milora.method.variant import Base, IntactVariant, ResidualVariant, read_weight
@@ -28,8 +29,14 @@ def ready_layers(model: PeftModel, adapter_name: str, base: Base) -> dict[str, L
     """
     layers = fitting_layers(model, adapter_name, base)
     for name, layer in layers.items():
-        if layer.get_base_layer().weight.is_meta:
+        weight = layer.get_base_layer().weight
+        if weight.is_meta:
             raise MiloraError(f"{name}: the weight is on the meta device", "load the model's weights first")
+        if _is_shared_out(weight):
+            raise MiloraError(
+                f"{name}: the weight is shared out among processes already (FSDP, ZeRO-3)",
+                "initialise before the engine prepares the model; with ZeRO-3, load it before TrainingArguments exist",
+            )
     return layers
 
 
@@ -142,7 +149,18 @@ def milora_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]:
             f"adapter {adapter_name!r} was not initialised by milora",
             "call initialize_lora_milora_weights(model) before training",
         )
+    for name, layer in layers.items():
+        if _is_shared_out(layer.lora_A[adapter_name].weight):
+            raise MiloraError(
+                f"{name}: the adapter is shared out among processes (FSDP, ZeRO-3)",
+                "save it as a whole, and load that with load_milora on one process",
+            )
     return layers
+
+
+def _is_shared_out(weight: Tensor) -> bool:
+    """Whether an engine has left this process a part of it: FSDP2, or ZeRO-3 outside of a forward pass."""
+    return isinstance(weight, DTensor) or not weight.numel()
 
 
 def check_base(name: str, layer: LoraLinear, A: Tensor, B: Tensor) -> None:

@@ -4,6 +4,9 @@ PEFT calls that mechanism private and prone to change; docs/decisions/0001-intac
 same. Everything that leans on it stands in this file.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal
 
@@ -109,8 +112,26 @@ def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, 
     return _subtract_initial_product(module, adapter_name)
 
 
+_keeping = ContextVar("keeping", default=False)
+
+
+@contextmanager
+def keep_initial_factors() -> Iterator[None]:
+    """Inside, A and B may be loaded alone, onto the A₀ and B₀ that they started from.
+
+    For DeepSpeed, which leaves out of its checkpoints what is not trained: who resumes from one has loaded A₀ and B₀.
+    """
+    token = _keeping.set(True)
+    try:
+        yield
+    finally:
+        _keeping.reset(token)
+
+
 def _refuse_other_factors(module: LoraLinear, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Raise where A and B are to be loaded without the A₀ and B₀ that they started from."""
+    if _keeping.get():
+        return
     for adapter_name, variant in module.lora_variant.items():
         trained, initial = (f"{prefix}{part}.{adapter_name}.weight" for part in ("lora_A", INITIAL_A))
         if isinstance(variant, IntactVariant) and trained in state and initial not in state:

@@ -5,7 +5,7 @@ runs/<name>-<digest>/
   environment.json      versions, hardware, commit
   initialization.json   what the initialisation found
   spectra.json          singular values of a few weights
-  start.json            what initialisation took, and the held-out loss before training
+  start.json            what initialisation took
   checkpoints/          of the trainer, while it trains
   adapter/              the trained adapter; training.json beside it says that training is complete
   model/                instead of it, of full fine-tuning
@@ -21,7 +21,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distribution, version
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any
 
 from milora.method.errors import MiloraError
 from milora.run.files import read_json, write_json, write_text
+from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import Recipe, load_recipe
 
 FINISHED = "finished.json"
@@ -75,33 +76,30 @@ class RunDirectory:
         return read_json(self.path / name)
 
     def write(self, name: str, content: Any) -> None:
-        write_json(self.path / name, content)
+        """Write, if this is the main process of its launch."""
+        if is_main_process():
+            write_json(self.path / name, content)
 
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for this process; the kernel lets go when the process ends, however it ends.
 
-    Of the processes of one launch, the main one holds it for all.
+    Of the processes of one launch, the main one holds it for all; the others go on once it does.
 
     Raises:
         MiloraError: another process holds it, and this one does not `wait`.
     """
-    if not is_main_process():
+    with ExitStack() as stack:
+        with fail_together():
+            if is_main_process():
+                folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((folder / ".lock").open("w"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                except BlockingIOError as error:
+                    raise MiloraError(f"another process works on {folder}", "wait for it, or stop it") from error
         yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise MiloraError(f"another process works on {folder}", "wait for it, or stop it") from error
-        yield
-
-
-def is_main_process() -> bool:
-    """Whether this is the only process, or the first of those that `accelerate launch` started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def locate_run(recipe: Recipe, root: Path) -> RunDirectory:
@@ -110,8 +108,10 @@ def locate_run(recipe: Recipe, root: Path) -> RunDirectory:
 
 
 def create_run(recipe: Recipe, root: Path) -> RunDirectory:
-    """Make the recipe's directory under `root`, or return the one that is there."""
+    """Make the recipe's directory under `root`, or return the one that is there; the main process makes it."""
     run = locate_run(recipe, root)
+    if not is_main_process():
+        return run
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.path / "recipe.yaml", recipe.to_yaml())
     if not (run.path / "environment.json").is_file():

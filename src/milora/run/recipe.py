@@ -82,13 +82,13 @@ class DataSection(Section):
 
 
 class TrainingSection(Section):
-    """The optimiser's settings, in transformers' meaning; `batch_size` is per optimiser step."""
+    """The optimiser's settings, in transformers' meaning; `batch_size` is per optimiser step, over all processes."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: Annotated[float, Field(ge=0)] = 0  # below 1: a share of all steps
     batch_size: Positive = 16
-    micro_batch_size: Positive | None = None  # rows per forward pass; None: the whole batch
+    micro_batch_size: Positive | None = None  # rows per forward pass at most; None: the whole batch
     epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Positive | None = None  # overrides epochs
     max_length: Positive = 512

@@ -9,15 +9,17 @@ from typing import Any
 import datasets
 import torch
 from peft import AdaLoraConfig, LoraConfig, LoraGAConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from milora.method.adapter import InitializationReport, initialize_lora_milora_weights, start_layers
 from milora.method.decomposition import Choice
 from milora.method.disk import initialize_checkpoint
 from milora.method.errors import MiloraError
 from milora.method.layers import MARK, UNCERTIFIED, ready_layers
+from milora.method.sharing import decompose_together
 from milora.run.directory import locked
 from milora.run.models import linear_names, load_skeleton, locate_checkpoint
 from milora.run.recipe import AdapterSection, ModelSection
@@ -132,26 +134,45 @@ def _estimate_gradients(model: PeftModel, course: Course) -> None:
 def _start_as_peft_does(model: PeftModel, method: str) -> None:
     """Start from PEFT's own factors A₀, B₀ of PiSSA, OLoRA or LoRA-GA in intact form: its change of W is undone.
 
-        y = W x + s·(B A − B₀ A₀) x
-
-    One layer at a time, so that one weight stands twice.
+    y = W x + s·(B A − B₀ A₀) x
     """
     layers = ready_layers(model, "default", "intact")
-    factors = {}
     for name, layer in layers.items():
         if method == "olora" and layer.fan_in_fan_out:
             raise MiloraError(f"{name}: PEFT's OLoRA does not read Conv1D's transposed weights", "use method=pissa")
-        weight = layer.get_base_layer().weight
-        original = weight.data.clone()
-        if method == "pissa":
-            layer.pissa_init("default", "pissa")
-        elif method == "olora":
-            layer.olora_init("default")
-        else:
-            layer.lora_ga_init("default", LoraGAConfig())
-        factors[name] = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
-        weight.data = original
+    factors = decompose_together(
+        layers, lambda share: {name: _factors_of_peft(layer, method) for name, layer in share.items()}
+    )
     start_layers(model, "default", layers, factors, "intact", UNCERTIFIED if method == "lora_ga" else MARK)
+
+
+def _factors_of_peft(layer: LoraLinear, method: str) -> tuple[Tensor, Tensor]:
+    """One layer's, so that one weight stands twice."""
+    weight = layer.get_base_layer().weight
+    original = weight.data.clone()
+    if method == "pissa":
+        layer.pissa_init("default", "pissa")
+    elif method == "olora":
+        layer.olora_init("default")
+    else:
+        layer.lora_ga_init("default", LoraGAConfig())
+    weight.data = original
+    return layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
+
+
+class RankAllocation(TrainerCallback):
+    """Drives AdaLoRA's schedule: the importance of each rank, the budget, and in the end the final ranks."""
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PeftModel | None = None,
+        **_: Any,
+    ) -> None:
+        assert model is not None
+        model.base_model.update_and_allocate(state.global_step)
 
 
 def write_start(

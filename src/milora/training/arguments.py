@@ -1,0 +1,85 @@
+"""A recipe → the trainer's arguments; batches and steps are those of all processes together."""
+
+import math
+
+import torch
+from trl import SFTConfig
+
+from milora.method.errors import MiloraError
+from milora.run.directory import RunDirectory
+from milora.run.launch import count_processes, name_engine
+from milora.run.recipe import Recipe
+
+
+def make_arguments(run: RunDirectory, *, resumed: bool, evaluated: bool) -> SFTConfig:
+    """Return the trainer's arguments; `evaluated` looks at the held-out loss, at the start unless `resumed`.
+
+    Raises:
+        MiloraError: the batch cannot be shared out evenly among the processes.
+    """
+    recipe, settings = run.recipe, run.recipe.training
+    best = settings.keep == "best"
+    micro_batch = micro_batch_size(recipe)
+    # Alone, the model computes in its own dtype, adapters in float32, and full fine-tuning's float32 weights under
+    # autocast. DeepSpeed knows one dtype for all that it holds, and keeps float32 copies of what it trains.
+    mixed = recipe.adapter.method == "full" or name_engine().startswith("zero")
+    return SFTConfig(
+        output_dir=str(run.checkpoints),
+        seed=recipe.seed,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        per_device_train_batch_size=micro_batch,
+        per_device_eval_batch_size=micro_batch,
+        gradient_accumulation_steps=settings.batch_size // count_processes() // micro_batch,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        max_length=None,  # tokenize_rows has cut already, and counted
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        eval_on_start=evaluated and not resumed,
+        eval_strategy="steps" if best else "no",
+        eval_steps=settings.save_steps,
+        load_best_model_at_end=best,
+        metric_for_best_model="eval_loss" if best else None,
+        logging_steps=settings.log_steps,
+        report_to=settings.report_to,
+        include_num_input_tokens_seen="non_padding",
+        activation_checkpointing=settings.activation_checkpointing,
+        disable_tqdm=True,
+        bf16=mixed and recipe.model.dtype == "bfloat16",
+        fp16=mixed and recipe.model.dtype == "float16",
+        ddp_find_unused_parameters=False,
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def count_steps(recipe: Recipe, rows: int) -> int:
+    settings = recipe.training
+    return settings.max_steps or math.ceil(math.ceil(rows / settings.batch_size) * settings.epochs)
+
+
+def micro_batch_size(recipe: Recipe) -> int:
+    """Return the rows of a forward pass on each process: at most the recipe's, and at most its share of the batch.
+
+    Raises:
+        MiloraError: the batch cannot be shared out evenly.
+    """
+    settings, processes = recipe.training, count_processes()
+    share, rest = divmod(settings.batch_size, processes)
+    if rest:
+        raise MiloraError(
+            f"training.batch_size {settings.batch_size} is that of all {processes} processes together, and no multiple",
+            f"set training.batch_size={settings.batch_size + processes - rest}, or launch a number that divides it",
+        )
+    micro_batch = min(settings.micro_batch_size or share, share)
+    if share % micro_batch:
+        divisor = max(size for size in range(1, micro_batch) if share % size == 0)
+        raise MiloraError(
+            f"each of {processes} processes has {share} of training.batch_size {settings.batch_size} rows, no multiple "
+            f"of training.micro_batch_size {micro_batch}",
+            f"set training.micro_batch_size={divisor}",
+        )
+    return micro_batch

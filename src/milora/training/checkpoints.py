@@ -1,0 +1,69 @@
+"""Checkpoints that training can go on from."""
+
+import shutil
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from milora.method.errors import MiloraError
+from milora.run.files import read_json, write_json
+from milora.run.launch import count_processes, is_main_process, name_engine, wait_for_all
+
+COMPLETE = "complete"  # a file of this name says that a checkpoint was written whole, and by what
+
+
+class CompletionMark(TrainerCallback):
+    """Marks each checkpoint once all processes have written all of it."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        wait_for_all()
+        if is_main_process():
+            write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE, _launch())
+
+
+def find_checkpoint(folder: Path, planned: int) -> Path | None:
+    """Return the last checkpoint that training can go on from, None if there is none.
+
+    What it cannot go on from is deleted, lest the trainer's own rotation counts it: a checkpoint which a killed process
+    left half-written, and the last step's: resumed there, in the middle of an epoch, the trainer takes one step more.
+
+    Raises:
+        MiloraError: the checkpoint is of another engine, or of another number of processes where its state is shared
+            out among them.
+    """
+    if is_main_process():
+        for path in folder.glob("checkpoint-*"):
+            if not (path / COMPLETE).is_file() or step_of(path) >= planned:
+                shutil.rmtree(path)
+    wait_for_all()
+    last = max(folder.glob("checkpoint-*"), key=step_of, default=None)
+    if last:
+        wrote, now = read_json(last / COMPLETE), _launch()
+        if wrote["engine"] != now["engine"] or (wrote != now and now["engine"] != "ddp"):
+            raise MiloraError(
+                f"{last} was written under {wrote['engine']} by {wrote['processes']} processes, "
+                f"and these are {now['processes']} under {now['engine']}",
+                f"launch it as it was launched, or delete {folder} to start over",
+            )
+    return last
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def check_space(folder: Path, model: PreTrainedModel | PeftModel) -> None:
+    """Raise unless the disk has room for the run."""
+    # A checkpoint holds the factors, as many initial ones and two moments; three may stand at once, then the exports.
+    needed = 16 * 4 * model.num_parameters(only_trainable=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MiloraError(
+            f"{folder} has {free / 1e6:.0f} MB of free disk space, and this run may need {needed / 1e6:.0f} MB",
+            "free some, lower adapter.rank, or choose another folder with --runs",
+        )
+
+
+def _launch() -> dict[str, object]:
+    return {"engine": name_engine(), "processes": count_processes()}

@@ -1,0 +1,187 @@
+"""Two processes on CPUs (gloo) give what one gives, under every engine that is shipped, started as users start it.
+
+What cannot be seen here: NCCL, more than one node, the time and memory of a GPU.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from milora import MiloraError
+from milora.evaluation.target import resolve_target
+from milora.run.directory import create_run
+from milora.run.launch import list_engines, locate_engine
+from milora.run.models import EMBEDDED, load_tokenizer
+from milora.run.recipe import ModelSection, load_recipe
+from milora.training.train import train
+from tests.engine_on_cpu import start
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> str:
+    """Two epochs of 6 rows in batches of 4: their last steps are not full. A step is two passes on each process."""
+    folder = tmp_path_factory.mktemp("recipe")
+    tokenizer = load_tokenizer(ModelSection(name=EMBEDDED))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    path = folder / "small.yaml"
+    path.write_text(
+        f"""extends: quickstart
+name: small
+model: {{name: {folder / "model"}, dtype: float32}}
+adapter: {{rank: 4, target_modules: [q_proj, v_proj, down_proj]}}
+data: {{rows: 6, validation_rows: 4}}
+training: {{max_steps: null, epochs: 2, batch_size: 4, micro_batch_size: 1, save_steps: 1}}
+evaluation: {{limit: 2, batch_size: 1, max_new_tokens: 2}}
+"""
+    )
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def alone(recipe, tmp_path_factory) -> Path:
+    """One process' run."""
+    return _train_alone(recipe, tmp_path_factory.mktemp("alone"))
+
+
+def _train_alone(recipe: str, runs: Path) -> Path:
+    run = create_run(load_recipe(recipe), runs)
+    train(run)
+    return run.path
+
+
+def _read(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def _assert_same(found: Path, expected: Path) -> None:
+    mine, one = (json.loads((run / "training.json").read_text()) for run in (found, expected))
+    assert (mine["processes"], one["processes"]) == (2, 1)
+    losses, expected_losses = ([entry["loss"] for entry in training["losses"]] for training in (mine, one))
+    assert len(losses) == mine["steps"] == one["steps"] == 4
+    assert max(abs(a - b) for a, b in zip(losses, expected_losses, strict=True)) < 1e-4
+    assert mine["weight_change"] == pytest.approx(one["weight_change"], rel=1e-4)
+    assert mine["parameters"] == one["parameters"]
+    adapter, expected_adapter = _read(found), _read(expected)
+    assert adapter.keys() == expected_adapter.keys()
+    for name, tensor in adapter.items():
+        if "initial" in name:
+            assert torch.equal(tensor, expected_adapter[name])
+        else:
+            assert torch.allclose(tensor, expected_adapter[name], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def partitioned(tmp_path_factory) -> Path:
+    """ZeRO-3 that leaves no parameter whole: by default it does those of fewer than 100 000 numbers."""
+    folder = tmp_path_factory.mktemp("zero3")
+    settings = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+    sizes = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping")
+    (folder / "zero3.json").write_text(json.dumps({**settings, **dict.fromkeys(sizes, "auto")}))
+    (folder / "zero3.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\n"
+        f"deepspeed_config: {{deepspeed_config_file: {folder / 'zero3.json'}, zero3_init_flag: false}}\n"
+    )
+    return folder / "zero3.yaml"
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2", "zero3", "partitioned"])
+def test_killed_and_started_again_it_ends_as_one_process_does(engine, recipe, alone, tmp_path, request):
+    if engine not in ("ddp", "fsdp2"):
+        pytest.importorskip("deepspeed", reason="pip install 'milora[distributed]'")
+    configuration = request.getfixturevalue("partitioned") if engine == "partitioned" else locate_engine(engine)
+    command = ["train", recipe, "--runs", str(tmp_path / "runs")]
+    launch = start(configuration, command, tmp_path)
+    while not list(tmp_path.glob("runs/*/checkpoints/checkpoint-1/complete")):
+        assert launch.processes[0].is_alive(), launch.said[0].read_text()
+        time.sleep(0.01)
+    launch.kill()
+    checkpoint = next((tmp_path / "runs").glob("*/checkpoints/*/complete")).parent
+    assert resolve_target(str(checkpoint)).load().peft_config  # as `milora eval` opens it, its base certified
+
+    if engine == "ddp":
+        shutil.copytree(tmp_path / "runs", tmp_path / "fewer")
+        fewer = _train_alone(recipe, tmp_path / "fewer")
+        assert all(torch.allclose(tensor, _read(fewer)[name], atol=1e-4) for name, tensor in _read(alone).items())
+    else:
+        with pytest.raises(
+            MiloraError, match="by 2 processes, and these are 1 under ddp.*launch it as it was launched"
+        ):
+            _train_alone(recipe, tmp_path / "runs")
+
+    start(configuration, command, tmp_path).wait()
+    (run,) = (tmp_path / "runs").iterdir()
+    _assert_same(run, alone)
+    assert json.loads((run / "training.json").read_text())["resumed_at"] >= 1
+    assert not [file for file in run.rglob("*") if file.suffix in (".pt", ".bin", ".pth")]
+
+
+def test_run_says_and_writes_everything_once(recipe, alone, tmp_path):
+    launch = start(locate_engine("ddp"), ["run", recipe, "--runs", str(tmp_path / "runs")], tmp_path)
+    launch.wait()
+    (run,) = (tmp_path / "runs").iterdir()
+    said = "".join(path.read_text() for path in launch.said)
+    assert said.count("report ") == said.count("exported ") == 1
+    _assert_same(run, alone)
+    exported = load_file(run / "export" / "lora" / "adapter_model.safetensors")
+    # ΔW = s·[B − B₀, B₀] [A; A − A₀], with s = 1
+    adapter = _read(alone)
+    for name in [name for name in exported if "lora_A" in name]:
+        A, A0 = adapter[name], adapter[name.replace("lora_A", "lora_initial_A")]
+        assert torch.allclose(exported[name], torch.cat([A, A - A0]), atol=1e-4)
+    assert (run / "report.html").is_file()
+
+
+def _launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "milora"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.batch_size=5"], "training.batch_size 5 is that of all 2 processes together"),
+        # Resolved by each process for itself: the second one's file is not there.
+        (["data.name=rows-${oc.env:RANK}.jsonl"], "there is no such file"),
+    ],
+    ids=["on both", "on one"],
+)
+def test_an_error_ends_all_processes_and_is_said_once(overrides, message, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows-0.jsonl").write_text('{"question": "1", "answer": "2"}\n' * 20)
+    done = _launch("train", recipe, *overrides, "--runs", "runs")
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
+    assert len(said) == 2 and message in said[0], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "overrides", "message"),
+    [
+        ({"WORLD_SIZE": "3"}, [], "batch_size 4 is that of all 3 processes together.*batch_size=6"),
+        ({"WORLD_SIZE": "2"}, ["batch_size=12", "micro_batch_size=4"], "each of 2 .* has 6 .*set .*micro_batch_size=3"),
+        ({"ACCELERATE_USE_FSDP": "true"}, ["adapter.method=adalora"], "AdaLoRA reads whole gradients, which fsdp"),
+    ],
+)
+def test_refused(environment, overrides, message, recipe, tmp_path, monkeypatch):
+    run = create_run(
+        load_recipe(recipe, [key if "adapter" in key else f"training.{key}" for key in overrides]), tmp_path
+    )
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MiloraError, match=message):
+        train(run)
+
+
+def test_every_engine_is_listed():
+    assert list(list_engines()) == ["ddp", "fsdp2", "zero2", "zero3"]
