@@ -4,6 +4,7 @@ Broken by: seeds set after the adapter, a checkpoint without optimiser or random
 for a whole one, results written before they are complete.
 """
 
+import json
 import random
 import subprocess
 import sys
@@ -88,3 +89,20 @@ def test_every_way_to_train_ends_the_same(method, small_recipe, tmp_path):
     process.wait()
     assert start(tmp_path / "killed").wait() == 0
     assert trained(tmp_path / "killed") == trained(tmp_path / "undisturbed")
+
+
+def test_a_checkpoint_of_other_versions_is_refused(small_recipe, tmp_path):
+    process = _start(small_recipe, tmp_path)
+    while not list(tmp_path.glob("*/checkpoints/checkpoint-2/complete")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    for mark in tmp_path.glob("*/checkpoints/checkpoint-*/complete"):
+        written = json.loads(mark.read_text())
+        written["versions"]["torch"] = "1.13.1"
+        mark.write_text(json.dumps(written))
+    command = [sys.executable, "-m", "milora", "train", small_recipe, "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "was written with torch 1.13.1" in done.stderr and "to start over" in done.stderr

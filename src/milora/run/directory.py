@@ -130,17 +130,21 @@ def open_run(path: Path) -> RunDirectory:
     return RunDirectory(path, load_recipe(str(path / "recipe.yaml")))
 
 
+def list_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide a result."""
+    return {name: version(name) for name in LIBRARIES if _is_installed(name)}
+
+
 def describe_environment() -> dict[str, Any]:
     """Return versions, hardware and the commit of the package where it runs from a checkout."""
     import torch  # heavy, and `milora show` has no need of it
 
-    installed = {name: version(name) for name in LIBRARIES if _is_installed(name)}
     accelerators = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
     return {
-        "versions": {"python": platform.python_version(), **installed},
+        "versions": {"python": platform.python_version(), **list_versions()},
         "hardware": {"cpu": _processor(), "cores": os.cpu_count(), "gpus": accelerators},
         "commit": commit.stdout.strip() or None,
     }

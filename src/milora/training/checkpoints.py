@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from milora.method.errors import MiloraError
+from milora.run.directory import list_versions
 from milora.run.files import read_json, write_json
 from milora.run.launch import count_processes, is_main_process, name_engine, wait_for_all
 
@@ -19,7 +20,8 @@ class CompletionMark(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         wait_for_all()
         if is_main_process():
-            write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE, _launch())
+            content = {**_launch(), "versions": list_versions()}
+            write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE, content)
 
 
 def find_checkpoint(folder: Path, planned: int) -> Path | None:
@@ -29,8 +31,8 @@ def find_checkpoint(folder: Path, planned: int) -> Path | None:
     left half-written, and the last step's: resumed there, in the middle of an epoch, the trainer takes one step more.
 
     Raises:
-        MiloraError: the checkpoint is of another engine, or of another number of processes where its state is shared
-            out among them.
+        MiloraError: the checkpoint is of another engine, of other versions of the libraries, or of another number of
+            processes where its state is shared out among them.
     """
     if is_main_process():
         for path in folder.glob("checkpoint-*"):
@@ -40,11 +42,19 @@ def find_checkpoint(folder: Path, planned: int) -> Path | None:
     last = max(folder.glob("checkpoint-*"), key=step_of, default=None)
     if last:
         wrote, now = read_json(last / COMPLETE), _launch()
-        if wrote["engine"] != now["engine"] or (wrote != now and now["engine"] != "ddp"):
+        is_other_number = wrote["processes"] != now["processes"]
+        if wrote["engine"] != now["engine"] or (is_other_number and now["engine"] != "ddp"):
             raise MiloraError(
                 f"{last} was written under {wrote['engine']} by {wrote['processes']} processes, "
                 f"and these are {now['processes']} under {now['engine']}",
                 f"launch it as it was launched, or delete {folder} to start over",
+            )
+        current = list_versions()
+        others = [f"{name} {version}" for name, version in wrote["versions"].items() if current.get(name) != version]
+        if others:
+            raise MiloraError(
+                f"{last} was written with {', '.join(others)}, and going on with other versions would mix the two",
+                f"install what it was written with, or delete {folder} to start over",
             )
     return last
 

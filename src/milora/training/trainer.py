@@ -23,6 +23,11 @@ class RecipeTrainer(SFTTrainer):
     def __init__(self, *, loraplus_ratio: float | None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.loraplus_ratio = loraplus_ratio
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                # On a quantised base TRL has made it bfloat16, in which most of AdamW's steps on factors that do not
+                # start at zero round away.
+                parameter.data = parameter.data.float()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.loraplus_ratio is not None and self.optimizer is None:  # type: ignore[has-type]
