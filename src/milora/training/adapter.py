@@ -155,7 +155,10 @@ def _factors_of_peft(layer: LoraLinear, method: str) -> tuple[Tensor, Tensor]:
     elif method == "olora":
         layer.olora_init("default")
     else:
-        layer.lora_ga_init("default", LoraGAConfig())
+        # Its SVD draws at random: from the seed for every layer, whatever process has it and whatever that had before.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed())
+            layer.lora_ga_init("default", LoraGAConfig())
     weight.data = original
     return layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
 
