@@ -4,23 +4,25 @@
 
 The authors' loop, as LLM-Adapters' commonsense_evaluate.py has it: the adapter merged into the weights, batches in the
 given order, one `generate` each (here with the attention mask that it lacks, and the same stop strings, so that both
-make the same text). Both take the same batch size. RUN is a trained run of any recipe.
+make the same text). Ours once with the same batch size, once with its own. RUN is a trained run of any recipe.
 """
 
 import argparse
 import json
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from initialization import clock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from milora.evaluation.benchmark import Benchmark
 from milora.evaluation.engine import LocalEngine, Request
 from milora.evaluation.target import resolve_target
 from milora.evaluation.tasks import BENCHMARKS
+from milora.evaluation.wide import widen
 from milora.run.directory import describe_environment
 from milora.run.models import attach_adapter, load_model, load_tokenizer
 
@@ -49,6 +51,10 @@ def loop(
     return completions
 
 
+def complete(engine: LocalEngine, requests: list[Request]) -> dict[int, str]:
+    return {index: text for part in engine.complete(requests, ()) for index, text in part.items()}
+
+
 def requests_of(benchmark: Benchmark, data_dir: str | None, limit: int, max_new_tokens: int | None) -> list[Request]:
     prompt = benchmark.resolve_prompt(None)
     decoding = benchmark.decoding(min(max_new_tokens or benchmark.max_new_tokens, benchmark.max_new_tokens))
@@ -71,29 +77,27 @@ def main() -> None:
         parser.error("RUN has no adapter")
     tokenizer = load_tokenizer(target.model)
     merged = attach_adapter(load_model(target.model), target.adapter, target.form).merge_and_unload().eval()
-    engine = LocalEngine(target.load(), tokenizer, options.batch_size)
+    engines = {
+        "ours": LocalEngine(widen(target.load()), tokenizer, "auto"),
+        "same batch": LocalEngine(widen(target.load()), tokenizer, options.batch_size),
+    }
     rows: list[dict[str, Any]] = []
     for name in options.tasks:
         requests = requests_of(BENCHMARKS[name], options.data_dir, options.limit, options.max_new_tokens)
-        seconds: dict[str, list[float]] = {"ours": [], "loop": []}
+        seconds: dict[str, list[float]] = {name: [] for name in ("loop", *engines)}
         equal = 0
         for _ in range(options.repetitions):
-            started = time.perf_counter()
-            theirs = loop(merged, tokenizer, requests, options.batch_size)
-            seconds["loop"].append(time.perf_counter() - started)
-            started = time.perf_counter()
-            ours = {index: text for part in engine.complete(requests, ()) for index, text in part.items()}
-            seconds["ours"].append(time.perf_counter() - started)
+            elapsed, theirs = clock(partial(loop, merged, tokenizer, requests, options.batch_size))
+            seconds["loop"].append(elapsed)
+            for engine_name, engine in engines.items():
+                elapsed, ours = clock(partial(complete, engine, requests))
+                seconds[engine_name].append(elapsed)
             equal = sum(ours[index].strip() == text.strip() for index, text in enumerate(theirs))
-        ratio = statistics.median(a / b for a, b in zip(seconds["loop"], seconds["ours"], strict=True))
-        row = {
-            "task": name,
-            "samples": len(requests),
-            "loop_samples_per_second": len(requests) / statistics.median(seconds["loop"]),
-            "samples_per_second": len(requests) / statistics.median(seconds["ours"]),
-            "ratio": ratio,
-            "equal_completions": equal,
-        }
+        row = {"task": name, "samples": len(requests), "equal_completions": equal}
+        for engine_name, times in seconds.items():
+            row[f"{engine_name}: samples per second"] = len(requests) / statistics.median(times)
+            ratios = [theirs / own for theirs, own in zip(seconds["loop"], times, strict=True)]
+            row[f"{engine_name}: ratio"] = statistics.median(ratios)
         rows.append(row)
         print(json.dumps(row), flush=True)
     if options.out:

@@ -10,12 +10,14 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from peft.tuners.lora.layer import LoraLayer
 
 from milora import MiloraError
 from milora.evaluation.engine import LocalEngine, Request
 from milora.evaluation.evaluate import evaluate
 from milora.evaluation.generator import Generator
 from milora.evaluation.target import resolve_target
+from milora.evaluation.wide import widen
 from milora.run.files import read_json, read_lines
 from milora.run.models import attach_adapter, load_model, load_tokenizer
 from milora.run.recipe import EvaluationSection, ModelSection
@@ -131,8 +133,11 @@ def test_saved_work_changes_no_completion(small_model, beams, stops):
 
 def test_what_is_scored_is_what_was_trained(run):
     target = resolve_target(str(run))
-    trained = attach_adapter(load_model(target.model), target.adapter)
-    assert drift(logits_of(target.load()), logits_of(trained)) < 1e-5
+    trained = logits_of(attach_adapter(load_model(target.model), target.adapter))
+    assert drift(logits_of(target.load()), trained) < 1e-5
+    wide = widen(target.load())
+    assert not [part for part in wide.modules() if isinstance(part, LoraLayer)]
+    assert drift(logits_of(wide), trained) < 1e-5
 
 
 def test_a_batch_that_does_not_fit_is_halved(small_model, monkeypatch):

@@ -12,7 +12,7 @@ from milora.evaluation.generator import Generator
 from milora.method.errors import MiloraError
 from milora.run.launch import processes
 
-AUTOMATIC = {"cpu": 16, "cuda": 64}
+AUTOMATIC = {"cpu": 32, "cuda": 64}
 
 
 class Request(NamedTuple):
@@ -45,7 +45,7 @@ class LocalEngine:
             raise MiloraError("the model is in training mode, in which dropout is on", "call model.eval() first")
         self.processes = processes()
         device = self.processes.device
-        self.batch_size = AUTOMATIC.get(device.type, 16) if batch_size == "auto" else batch_size
+        self.batch_size = AUTOMATIC.get(device.type, 32) if batch_size == "auto" else batch_size
         adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         placed = model if model.device == device else model.to(device)  # a quantised model is there, and may not move
         self.harness = Generator(

@@ -15,6 +15,7 @@ from milora.evaluation.sandbox import describe_confinement
 from milora.evaluation.server import ServerEngine
 from milora.evaluation.target import Target
 from milora.evaluation.tasks import BENCHMARKS, GROUPS
+from milora.evaluation.wide import widen
 from milora.method.errors import MiloraError
 from milora.run.directory import describe_environment, locked
 from milora.run.files import read_json, write_json, write_lines
@@ -73,7 +74,7 @@ def _expand(section: EvaluationSection) -> list[str]:
 def _start(target: Target, section: EvaluationSection) -> Engine:
     if section.url:
         return ServerEngine(section.url, target.served)
-    return LocalEngine(target.load(), load_tokenizer(target.model), section.batch_size)
+    return LocalEngine(widen(target.load()), load_tokenizer(target.model), section.batch_size)
 
 
 def _score(engine: Engine, target: Target, name: str, section: EvaluationSection) -> None:

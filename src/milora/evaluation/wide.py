@@ -1,0 +1,46 @@
+"""LoRA layers that cost little more than their base's, for scoring: there the steps between small products count."""
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class WideLinear(nn.Module):
+    """y = [W, s·B] [x; A x] + b, an ordinary LoRA layer as one wide product, its sum rounded once.
+
+    W is `(out, in)`, A `(r, in)` and B `(out, r)`, all in W's dtype.
+    """
+
+    def __init__(self, layer: LoraLinear, adapter_name: str) -> None:
+        super().__init__()
+        base = layer.get_base_layer()
+        down, up = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
+        wide = torch.cat([base.weight.data, up.data * layer.scaling[adapter_name]], dim=1)
+        self.down = nn.Parameter(down.data, requires_grad=False)
+        self.wide = nn.Parameter(wide, requires_grad=False)
+        self.bias = base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.cat([x, F.linear(x, self.down)], dim=-1), self.wide, self.bias)
+
+
+def widen(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the model with each ordinary LoRA layer on an ordinary linear one made wide; what is passed is used up."""
+    if not isinstance(model, PeftModel):
+        return model
+    name = model.active_adapter
+    base: PreTrainedModel = model.get_base_model()
+    for path, layer in list(base.named_modules()):
+        if isinstance(layer, LoraLinear) and _can_be_wide(layer, name):
+            base.set_submodule(path, WideLinear(layer, name))
+    return base
+
+
+def _can_be_wide(layer: LoraLinear, adapter_name: str) -> bool:
+    base = layer.get_base_layer()
+    if type(base) is not nn.Linear or adapter_name not in layer.lora_A or adapter_name in layer.lora_variant:
+        return False
+    return bool(layer.lora_A[adapter_name].weight.dtype == base.weight.dtype)
