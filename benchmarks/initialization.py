@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from milora.method.certificate import Band, certify
+from milora.method.solver.certificate import Band, certify
 from milora.method.spectrum import Factors, decompose_weight
 from milora.run.directory import describe_environment
 

@@ -9,19 +9,19 @@ if TYPE_CHECKING:
     from milora.method.adapter import LayerReport as LayerReport
     from milora.method.adapter import get_milora_state_dict as get_milora_state_dict
     from milora.method.adapter import initialize_lora_milora_weights as initialize_lora_milora_weights
-    from milora.method.certificate import Certificate as Certificate
     from milora.method.checkpoint import load_milora as load_milora
     from milora.method.errors import MiloraError as MiloraError
     from milora.method.export import ExportReport as ExportReport
     from milora.method.export import MiLoraCallback as MiLoraCallback
     from milora.method.export import save_milora_as_lora as save_milora_as_lora
+    from milora.method.solver.certificate import Certificate as Certificate
     from milora.method.spectrum import Factors as Factors
     from milora.method.spectrum import decompose_weight as decompose_weight
 
 __version__ = version("milora")
 
 _HOME = {
-    "Certificate": "certificate",
+    "Certificate": "solver.certificate",
     "Factors": "spectrum",
     "decompose_weight": "spectrum",
     "InitializationReport": "adapter",

@@ -13,11 +13,11 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.model import LoraModel
 from torch import Tensor
 
-from milora.method.certificate import Certificate
 from milora.method.decomposition import Choice, decompose_layers
 from milora.method.errors import MiloraError
 from milora.method.layers import MARK, MARKS, check_base, ready_layers, tied_weights
 from milora.method.sharing import decompose_together
+from milora.method.solver.certificate import Certificate
 from milora.method.spectrum import Components, Factors, Scale
 from milora.method.variant import Base, attach_factors, read_weight
 

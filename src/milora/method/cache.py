@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from milora.method.certificate import Certificate
 from milora.method.errors import MiloraError
+from milora.method.solver.certificate import Certificate
 from milora.method.spectrum import Factors
 
 VERSION = "1"  # changes whenever the same weight and options would give other factors

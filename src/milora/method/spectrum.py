@@ -7,10 +7,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from milora.method.certificate import Band, Certificate, certify, objection
-from milora.method.direct import exact_band, gram_band
 from milora.method.errors import MiloraError
-from milora.method.lanczos import has_room, lanczos_bands
+from milora.method.solver.certificate import Band, Certificate, certify, objection
+from milora.method.solver.direct import exact_band, gram_band
+from milora.method.solver.lanczos import has_room, lanczos_bands
 
 Components = Literal["minor", "principal", "middle", "random"]
 Scale = Literal["singular", "orthonormal"]

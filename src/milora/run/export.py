@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from milora.method.checkpoint import load_milora
-from milora.method.conversion import convert_adapter
+from milora.method.disk.conversion import convert_adapter
 from milora.method.errors import MiloraError
 from milora.method.export import save_milora_as_lora, save_residual_pair
 from milora.run.directory import RunDirectory

@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from milora.method.checkpoint import load_milora
+from milora.method.disk.shards import COMPANIONS
 from milora.method.errors import MiloraError
 from milora.method.layers import MARKS
-from milora.method.shards import COMPANIONS
 from milora.method.variant import Base
 from milora.run.recipe import ModelSection
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from milora.method.adapter import InitializationReport, initialize_lora_milora_weights, start_layers
 from milora.method.decomposition import Choice
-from milora.method.disk import initialize_checkpoint
+from milora.method.disk.start import initialize_checkpoint
 from milora.method.errors import MiloraError
 from milora.method.layers import MARK, UNCERTIFIED, ready_layers
 from milora.method.sharing import decompose_together

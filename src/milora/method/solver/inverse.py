@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from milora.method.products import gram_lower
+from milora.method.solver.products import gram_lower
 
 Operator = Callable[[Tensor], Tensor]
 

@@ -30,10 +30,10 @@ from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
 
 from milora.method.adapter import LayerReport, find_warnings, report_layer
 from milora.method.decomposition import Choice, decompose_layers
+from milora.method.disk.shards import Checkpoint, create_tensors, open_checkpoint, overwriting, read_tensor
+from milora.method.disk.stored import StoredWeights, find_weights
 from milora.method.errors import MiloraError
 from milora.method.layers import MARK, fitting_layers
-from milora.method.shards import Checkpoint, create_tensors, open_checkpoint, overwriting, read_tensor
-from milora.method.stored import StoredWeights, find_weights
 from milora.method.variant import INITIAL_A, INITIAL_B, Base, subtract_product
 
 ADAPTER = "adapter"

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from milora.method.disk import ADAPTER, RECORD, hash_file
+from milora.method.disk.start import ADAPTER, RECORD, hash_file
 from milora.method.errors import MiloraError
 from milora.method.export import ExportReport, write_lora
 from milora.method.variant import join_factors

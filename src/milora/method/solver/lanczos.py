@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from milora.method.certificate import Band, probe
-from milora.method.inverse import Operator, inverses
-from milora.method.products import gram_lower, multiply
+from milora.method.solver.certificate import Band, probe
+from milora.method.solver.inverse import Operator, inverses
+from milora.method.solver.products import gram_lower, multiply
 
 BLOCK = 16
 TOLERANCE = {"minor": 3e-5, "principal": 3e-6}

@@ -6,8 +6,8 @@ from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor
 
+from milora.method.disk.shards import DTYPES, Checkpoint
 from milora.method.errors import MiloraError
-from milora.method.shards import DTYPES, Checkpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milora.method.products import multiply
+from milora.method.solver.products import multiply
 
 RELATIVE_MARK = 1e-4
 """A residual or a missed singular value below this share of the band is lost when the factors are stored in bf16."""

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from milora.method.certificate import Band
-from milora.method.products import gram_lower
+from milora.method.solver.certificate import Band
+from milora.method.solver.products import gram_lower
 
 
 def exact_band(W: Tensor, chosen: Tensor) -> Band:
