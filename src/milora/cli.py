@@ -262,7 +262,7 @@ def main() -> None:
     except OSError as error:
         _fail(str(error), "look at the path and the free space, or choose another folder with --runs or -o")
     except ImportError as error:
-        _fail(f"{error}", "pip install 'milora[all]'")
+        _fail(f"{error}", "pip install 'milora[all]'; DeepSpeed is in milora[distributed], Ray in milora[ray]")
 
 
 def _quieten() -> None:

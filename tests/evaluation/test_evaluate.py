@@ -10,6 +10,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 
 from milora import MiloraError
@@ -115,20 +116,30 @@ def test_padding_and_batches_do_not_change_a_completion(small_model):
         LocalEngine(model.train(), tokenizer, 1)
 
 
-@pytest.mark.parametrize(("beams", "stops"), [(1, []), (1, ["a", "is"]), (4, [])])
-def test_saved_work_changes_no_completion(small_model, beams, stops):
-    """Against one `generate` over the whole batch, as the harness has it: rows that leave, prompts read once."""
+@pytest.mark.parametrize(("beams", "stops", "ends"), [(1, [], 0), (1, ["a", "is"], 0), (1, [], 2), (4, [], 0)])
+def test_saved_work_changes_no_completion(small_model, beams, stops, ends):
+    """Against one `generate` over the whole batch, as the harness has it: rows that leave, prompts read once.
+
+    With `ends` the model's generation_config names more tokens than EOS, as those of Qwen and Gemma do.
+    """
     target = resolve_target(str(small_model), "float32")
     model, tokenizer = target.load(), load_tokenizer(target.model)
+    tokenizer.pad_token = "<|endoftext|>"  # not EOS
     decoding = {"until": stops, "max_gen_toks": 40, "do_sample": False, "num_beams": beams}
     prompts = [f"{word} is a word. " * count for count, word in enumerate(["One", "Blue", "Seven", "Paris"], 1)]
+    instances = [Instance("generate_until", {}, (prompt, decoding), index) for index, prompt in enumerate(prompts)]
+    plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4).generate_until(instances, disable_tqdm=True)
+    more = [tokenizer(text)["input_ids"][10 * place] for place, text in enumerate(plain[:ends], 1)]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *more]
     found = []
     for harness in (HFLM, Generator):
         engine = harness(pretrained=model, tokenizer=tokenizer, batch_size=4)
-        instances = [Instance("generate_until", {}, (prompt, decoding), index) for index, prompt in enumerate(prompts)]
         found.append(engine.generate_until(instances, disable_tqdm=True))
     assert found[0] == found[1]
     assert not stops or len({len(completion) for completion in found[0]}) > 1
+    assert not ends or found[0] != plain
+    model.generation_config.max_new_tokens = 3  # as some models say themselves; the benchmark's number counts
+    assert engine.generate_until(instances, disable_tqdm=True) == found[1]
 
 
 def test_what_is_scored_is_what_was_trained(run):
@@ -138,6 +149,28 @@ def test_what_is_scored_is_what_was_trained(run):
     wide = widen(target.load())
     assert not [part for part in wide.modules() if isinstance(part, LoraLayer)]
     assert drift(logits_of(wide), trained) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, target_modules=["q_proj"], lora_bias=True),
+        LoraConfig(r=4, target_modules=["q_proj"], use_dora=True),
+        IA3Config(target_modules=["q_proj"], feedforward_modules=[]),
+    ],
+    ids=["lora with biases", "dora", "ia3"],
+)
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed", "ignore:Adapter .default.. 2 LoRA tensor")
+def test_an_adapter_of_another_kind_is_scored_as_it_is(config, load_small, small_model, tmp_path):
+    torch.manual_seed(0)
+    model = get_peft_model(load_small(), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path)
+    target = resolve_target(str(tmp_path), "float32")
+    assert drift(logits_of(widen(target.load())), logits_of(model)) < 1e-6
+    assert drift(logits_of(model), logits_of(load_small())) > 1e-3
 
 
 def test_a_batch_that_does_not_fit_is_halved(small_model, monkeypatch):

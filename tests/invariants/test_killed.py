@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 MOMENTS = {
-    "training": "checkpoints/checkpoint-2/complete",
-    "the last step": "checkpoints/checkpoint-8/complete",
+    "training": "checkpoints/checkpoint-2/complete.json",
+    "the last step": "checkpoints/checkpoint-8/complete.json",
     "after training": "training.json",
     "evaluation": "evaluation/base/arithmetic/scores.json",
 }
@@ -82,7 +82,7 @@ def test_every_way_to_train_ends_the_same(method, small_recipe, tmp_path):
 
     assert start(tmp_path / "undisturbed").wait() == 0
     process = start(tmp_path / "killed")
-    while not list(tmp_path.glob("killed/*/checkpoints/checkpoint-2/complete")):
+    while not list(tmp_path.glob("killed/*/checkpoints/checkpoint-2/complete.json")):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     process.kill()
@@ -93,12 +93,12 @@ def test_every_way_to_train_ends_the_same(method, small_recipe, tmp_path):
 
 def test_a_checkpoint_of_other_versions_is_refused(small_recipe, tmp_path):
     process = _start(small_recipe, tmp_path)
-    while not list(tmp_path.glob("*/checkpoints/checkpoint-2/complete")):
+    while not list(tmp_path.glob("*/checkpoints/checkpoint-2/complete.json")):
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     process.kill()
     process.wait()
-    for mark in tmp_path.glob("*/checkpoints/checkpoint-*/complete"):
+    for mark in tmp_path.glob("*/checkpoints/checkpoint-*/complete.json"):
         written = json.loads(mark.read_text())
         written["versions"]["torch"] = "1.13.1"
         mark.write_text(json.dumps(written))

@@ -23,6 +23,15 @@ def test_jobs_give_the_same_factors(load_small):
     assert _same(alone, milora.get_milora_state_dict(_fresh(load_small), jobs=2))
 
 
+def test_equal_weights_at_once_share_a_cache(load_small, tmp_path):
+    model = _fresh(load_small)
+    layers = [part for part in model.modules() if hasattr(part, "lora_A") and part.in_features == part.out_features]
+    for layer in layers:
+        layer.get_base_layer().weight.data = layers[0].get_base_layer().weight.data.clone()
+    state = milora.get_milora_state_dict(model, jobs=4, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3 and len(state) == 12
+
+
 def test_jobs_below_one_are_refused(load_small):
     with pytest.raises(MiloraError, match="jobs=0"):
         milora.get_milora_state_dict(_fresh(load_small), jobs=0)

@@ -137,6 +137,9 @@ def test_finished_is_finished(call, tmp_path):
     assert code == 2 and "was made with rank=4, not 8" in err
     code, _, err = call(*options, "--rank", 4, "--base", "residual")
     assert code == 2 and "was made with base='intact', not 'residual'" in err
+    make_llama(tied=True).save_pretrained(tmp_path / "model")
+    code, _, err = call(*options, "--rank", 4)
+    assert code == 2 and "was made with weights=" in err
 
 
 def test_what_was_begun_otherwise_is_begun_again(call, tmp_path):

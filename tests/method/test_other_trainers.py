@@ -85,6 +85,8 @@ def test_plain_peft_trains_the_pair_and_gets_a_lora_for_the_original(make, targe
         "holds no adapter_model": ("export", original, "--initial", pair),
     }.items():
         _refuse(call, message, *arguments)
+    assert call("init", original, *options, "--components", "principal", "-o", tmp_path / "principal")[0] == 0
+    _refuse(call, f"was trained on {pair}", "export", trained, "--initial", tmp_path / "principal")
     config, weights = trained / "adapter_config.json", trained / ADAPTER
     whole, state = config.read_text(), load_file(weights)
     config.write_text(whole.replace('"lora_alpha": 8', '"lora_alpha": 16'))

@@ -102,11 +102,11 @@ def test_killed_and_started_again_it_ends_as_one_process_does(engine, recipe, al
     configuration = request.getfixturevalue("partitioned") if engine == "partitioned" else locate_engine(engine)
     command = ["train", recipe, "--runs", str(tmp_path / "runs")]
     launch = start(configuration, command, tmp_path)
-    while not list(tmp_path.glob("runs/*/checkpoints/checkpoint-1/complete")):
+    while not list(tmp_path.glob("runs/*/checkpoints/checkpoint-1/complete.json")):
         assert launch.processes[0].is_alive(), launch.said[0].read_text()
         time.sleep(0.01)
     launch.kill()
-    checkpoint = next((tmp_path / "runs").glob("*/checkpoints/*/complete")).parent
+    checkpoint = next((tmp_path / "runs").glob("*/checkpoints/*/complete.json")).parent
     assert resolve_target(str(checkpoint)).load().peft_config  # as `milora eval` opens it, its base certified
 
     if engine == "ddp":
@@ -165,18 +165,21 @@ def test_an_error_ends_all_processes_and_is_said_once(overrides, message, recipe
     assert len(said) == 2 and message in said[0], done.stderr
 
 
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
 @pytest.mark.parametrize(
     ("environment", "overrides", "message"),
     [
         ({"WORLD_SIZE": "3"}, [], "batch_size 4 is that of all 3 processes together.*batch_size=6"),
         ({"WORLD_SIZE": "2"}, ["batch_size=12", "micro_batch_size=4"], "each of 2 .* has 6 .*set .*micro_batch_size=3"),
-        ({"ACCELERATE_USE_FSDP": "true"}, ["adapter.method=adalora"], "AdaLoRA reads whole gradients, which fsdp"),
+        (FSDP2, ["adapter.method=adalora"], "AdaLoRA reads whole gradients, which fsdp2"),
+        (FSDP2, ["model.quantization=nf4"], "quantised weights are not shared out by fsdp2"),
+        ({"ACCELERATE_USE_FSDP": "true"}, [], "FSDP's first version is not supported"),
     ],
 )
 def test_refused(environment, overrides, message, recipe, tmp_path, monkeypatch):
-    run = create_run(
-        load_recipe(recipe, [key if "adapter" in key else f"training.{key}" for key in overrides]), tmp_path
-    )
+    run = create_run(load_recipe(recipe, [key if "." in key else f"training.{key}" for key in overrides]), tmp_path)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(MiloraError, match=message):

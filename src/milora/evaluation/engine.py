@@ -47,9 +47,8 @@ class LocalEngine:
         device = self.processes.device
         self.batch_size = AUTOMATIC.get(device.type, 32) if batch_size == "auto" else batch_size
         adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-        placed = model if model.device == device else model.to(device)  # a quantised model is there, and may not move
         self.harness = Generator(
-            pretrained=placed, tokenizer=tokenizer, batch_size=self.batch_size, add_bos_token=adds_bos
+            pretrained=model.to(device), tokenizer=tokenizer, batch_size=self.batch_size, add_bos_token=adds_bos
         )
 
     def complete(self, requests: Sequence[Request], done: Container[int]) -> Iterator[dict[int, str]]:

@@ -30,8 +30,7 @@ def forget(run: RunDirectory) -> None:
     if not section.blocks or (run.path / FORGETTING).is_file():
         return
     device = processes().device
-    tuned = target_of_run(run).load()
-    tuned = tuned if tuned.device == device else tuned.to(device)
+    tuned = target_of_run(run).load().to(device)
     separate = None
     if run.recipe.adapter.base == "residual" or run.recipe.adapter.method == "full":
         separate = load_model(run.recipe.model).to(device)

@@ -12,15 +12,18 @@ STRIDE = 16  # tokens between two looks for rows that are finished
 class Generator(HFLM):
     """Beams share their prompt's keys and values, and rows that are finished leave the batch.
 
-    The completions are those of one `generate` over the whole batch, up to the rounding of other batch sizes.
+    The completions are those of one `generate` over the whole batch, up to the rounding of other batch sizes. Sampling,
+    and models with a recurrent state instead of keys and values, are left to that.
     """
 
-    def _model_generate(
-        self, context: Tensor, max_length: int, stop: list[str], *, attention_mask: Tensor, **decoding: Any
-    ) -> Tensor:
-        if not decoding["do_sample"]:
-            del decoding["temperature"]
-        beams = decoding.pop("num_beams", 1)
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **decoding: Any) -> Tensor:
+        if decoding["do_sample"] or self.model._is_stateful or context.shape[1] == 1:
+            tokens: Tensor = super()._model_generate(context, max_length, stop, **decoding)
+            return tokens
+        attention_mask, beams = decoding.pop("attention_mask"), decoding.pop("num_beams", 1)
+        del decoding["temperature"]
+        # A model's own generation_config may say max_new_tokens, which goes before max_length.
+        decoding["max_new_tokens"] = None
         if beams == 1:
             return self._generate_in_strides(context, attention_mask, max_length, stop, decoding)
         # `generate` repeats the prompts for each beam before it reads them; read once, their cache can be repeated.
@@ -37,14 +40,18 @@ class Generator(HFLM):
     ) -> Tensor:
         prompt_length = context.shape[1]
         whole = context.new_full((len(context), max_length), self.tokenizer.pad_token_id)
+        end = self.model.generation_config.eos_token_id  # one, several or none
+        ends = torch.tensor(end if isinstance(end, list) else [end] if end is not None else [], device=context.device)
         rows, tokens, cache = torch.arange(len(context), device=context.device), context, None
         while True:
             length = min(tokens.shape[1] + STRIDE, max_length)
             found = self._generate(tokens, mask, past_key_values=cache, max_length=length, **decoding)
             tokens, cache = found.sequences, found.past_key_values
             whole[rows, : tokens.shape[1]] = tokens
-            texts = self.tokenizer.batch_decode(tokens[:, prompt_length:])
-            going = [index for index, text in enumerate(texts) if not any(mark in text for mark in stop)]
+            made = tokens[:, prompt_length:]
+            ended = torch.isin(made, ends).any(1).tolist()
+            texts = self.tokenizer.batch_decode(made)
+            going = [row for row, text in enumerate(texts) if not (ended[row] or any(mark in text for mark in stop))]
             if not going or length == max_length:
                 return whole
             if len(going) < len(rows):

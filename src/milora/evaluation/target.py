@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from peft import AdaLoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
@@ -54,15 +54,15 @@ class Target:
     def load(self) -> PreTrainedModel | PeftModel:
         """Return the model in eval mode, with its adapter as servers hold one.
 
-        An intact adapter is the ordinary LoRA that it exports, and a LoRA has its base's dtype: both are several times
-        faster on a CPU than fresh sums of float32 factors in each layer and pass. The rest are loaded as they train.
+        An intact adapter is the ordinary LoRA that it exports, and a LoRA has its base's dtype: neither sums of factors
+        nor casts in each layer and pass. The rest are loaded as they train.
         """
         model = load_model(self.model)  # which from_pretrained leaves in eval mode
         if self.adapter is None:
             return model
         tuned = attach_adapter(model, self.adapter, self.form)
         config = tuned.active_peft_config
-        if isinstance(config, AdaLoraConfig) or config.use_dora or self.form == "residual":
+        if type(config) is not LoraConfig or config.use_dora or self.form == "residual":
             return tuned
         if config.init_lora_weights in MARKS:
             with tempfile.TemporaryDirectory() as folder:

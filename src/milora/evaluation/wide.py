@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -27,14 +27,14 @@ class WideLinear(nn.Module):
         return F.linear(torch.cat([x, F.linear(x, self.down)], dim=-1), self.wide, self.bias)
 
 
-def widen(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def widen(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
     """Return the model with each ordinary LoRA layer on an ordinary linear one made wide; what is passed is used up."""
-    if not isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel) or type(model.active_peft_config) is not LoraConfig:
         return model
     name = model.active_adapter
     base: PreTrainedModel = model.get_base_model()
     for path, layer in list(base.named_modules()):
-        if isinstance(layer, LoraLinear) and _can_be_wide(layer, name):
+        if type(layer) is LoraLinear and _can_be_wide(layer, name):
             base.set_submodule(path, WideLinear(layer, name))
     return base
 
@@ -42,5 +42,7 @@ def widen(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def _can_be_wide(layer: LoraLinear, adapter_name: str) -> bool:
     base = layer.get_base_layer()
     if type(base) is not nn.Linear or adapter_name not in layer.lora_A or adapter_name in layer.lora_variant:
+        return False
+    if layer.lora_B[adapter_name].bias is not None:
         return False
     return bool(layer.lora_A[adapter_name].weight.dtype == base.weight.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 from milora.method.decomposition import Choice, decompose_layers
 from milora.method.errors import MiloraError
 from milora.method.layers import MARK, MARKS, check_base, ready_layers, tied_weights
-from milora.method.sharing import decompose_together
+from milora.method.sharing import check_same_factors, decompose_together
 from milora.method.solver.certificate import Certificate
 from milora.method.spectrum import Components, Factors, Scale
 from milora.method.variant import Base, attach_factors, read_weight
@@ -91,6 +91,7 @@ def initialize_lora_milora_weights(
         factors = {name: _factors_from(milora_state_dict, name, layer, adapter_name) for name, layer in layers.items()}
         for name, layer in layers.items():
             check_base(name, layer, factors[name].A, factors[name].B)
+        check_same_factors(factors)
 
     pairs = {name: (found.A, found.B) for name, found in factors.items()}
     rounding_errors = start_layers(model, adapter_name, layers, pairs, base)

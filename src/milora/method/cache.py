@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class FactorCache:
         tensors = {"B": factors.B, "A": factors.A, "S": factors.singular_values, "largest": largest}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         certificate = json.dumps(asdict(factors.certificate))
-        unfinished = path.with_name(f".{path.name}-{os.getpid()}")
+        unfinished = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
         try:
             save_file(tensors, unfinished, {"certificate": certificate, "sha256": _checksum(tensors, certificate)})
             unfinished.replace(path)

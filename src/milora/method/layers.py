@@ -188,5 +188,6 @@ def check_base(name: str, layer: LoraLinear, A: Tensor, B: Tensor) -> None:
 def _wrong_base(name: str, reason: str) -> MiloraError:
     return MiloraError(
         f"{name}: the initial factors are not of this base model: {reason}",
-        "load the base model that base_model_name_or_path names, or use the adapter's portable export",
+        "load the base model that base_model_name_or_path names, quantised as it was in training, or use the adapter's "
+        "portable export",
     )

@@ -4,7 +4,7 @@ torch.distributed alone; where it is not initialised, or has one process, nothin
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -51,10 +51,15 @@ def decompose_together(
         if failed:
             raise MiloraError(*failed)
     factors: dict[str, Found] = {name: gathered[owners[name]][0][name] for name in layers}
-    _check_same(
-        {name: _digest(*_pair(found)) for name, found in factors.items()}, "factor", "run on one kind of machine"
-    )
+    check_same_factors(factors)
     return factors
+
+
+def check_same_factors(factors: Mapping[str, Factors | tuple[Tensor, Tensor]]) -> None:
+    """Raise on every process unless all processes have the same factors; where there is one, do nothing."""
+    if is_shared():
+        digests = {name: _digest(*_pair(found)) for name, found in factors.items()}
+        _check_same(digests, "factor", "give every process the factors of one and the same decomposition")
 
 
 def is_shared() -> bool:

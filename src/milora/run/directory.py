@@ -33,7 +33,17 @@ from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import Recipe, load_recipe
 
 FINISHED = "finished.json"
-LIBRARIES = ("milora", "torch", "transformers", "peft", "trl", "lm-eval", "datasets")
+TRAINING_LIBRARIES = (
+    "milora",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "datasets",
+    "deepspeed",
+    "bitsandbytes",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,20 +141,21 @@ def open_run(path: Path) -> RunDirectory:
 
 
 def list_versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide a result."""
-    return {name: version(name) for name in LIBRARIES if _is_installed(name)}
+    """Return the versions of the libraries that decide what training gives."""
+    return {name: version(name) for name in TRAINING_LIBRARIES if _is_installed(name)}
 
 
 def describe_environment() -> dict[str, Any]:
     """Return versions, hardware and the commit of the package where it runs from a checkout."""
     import torch  # heavy, and `milora show` has no need of it
 
+    evaluating = {"lm-eval": version("lm-eval")} if _is_installed("lm-eval") else {}
     accelerators = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
     return {
-        "versions": {"python": platform.python_version(), **list_versions()},
+        "versions": {"python": platform.python_version(), **list_versions(), **evaluating},
         "hardware": {"cpu": _processor(), "cores": os.cpu_count(), "gpus": accelerators},
         "commit": commit.stdout.strip() or None,
     }

@@ -17,7 +17,7 @@ Form = Literal["lora", "merged", "residual"]
 def export_run(run: RunDirectory, form: Form, output: Path, rank: int | None = None) -> Path:
     """Write a trained run as an ordinary LoRA for the untouched base, a merged model, or the paper's residual pair.
 
-    The adapter of a method without initial factors is an ordinary one already, and is copied.
+    The adapter of a method without initial factors is one that PEFT loads as it is, and is copied.
 
     Raises:
         MiloraError: the run is not trained, or the form does not fit the method.

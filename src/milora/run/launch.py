@@ -66,10 +66,12 @@ def fail_together() -> Iterator[None]:
 
 
 def name_engine() -> str:
-    """Return what the launch shares the model out with: ddp, which keeps it whole on each, fsdp, or zero1 to zero3."""
+    """Return what shares the model out: ddp, which keeps it whole on each process, fsdp1, fsdp2, or zero1 to zero3."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '')}"
-    return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "ddp"
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return f"fsdp{os.environ.get('FSDP_VERSION', '1')}"
+    return "ddp"
 
 
 def list_engines() -> dict[str, str]:

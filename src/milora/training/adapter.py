@@ -21,6 +21,7 @@ from milora.method.errors import MiloraError
 from milora.method.layers import MARK, UNCERTIFIED, ready_layers
 from milora.method.sharing import decompose_together
 from milora.run.directory import locked
+from milora.run.launch import count_processes
 from milora.run.models import linear_names, load_skeleton, locate_checkpoint
 from milora.run.recipe import AdapterSection, ModelSection
 
@@ -186,6 +187,10 @@ def write_start(
     Raises:
         MiloraError: see `initialize_checkpoint`; or another process writes there.
     """
+    if count_processes() > 1:
+        raise MiloraError(
+            "milora init is the work of one process", "start it without a launcher; --jobs uses the cores"
+        )
     check_targets(model, section)
     folder = locate_checkpoint(model)
     if output.resolve() == folder.resolve():

@@ -11,7 +11,7 @@ from milora.run.directory import list_versions
 from milora.run.files import read_json, write_json
 from milora.run.launch import count_processes, is_main_process, name_engine, wait_for_all
 
-COMPLETE = "complete"  # a file of this name says that a checkpoint was written whole, and by what
+COMPLETE = "complete.json"  # says that a checkpoint was written whole, its files, and by what
 
 
 class CompletionMark(TrainerCallback):
@@ -20,15 +20,17 @@ class CompletionMark(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         wait_for_all()
         if is_main_process():
-            content = {**_launch(), "versions": list_versions()}
-            write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE, content)
+            checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            files = sorted(str(file.relative_to(checkpoint)) for file in checkpoint.rglob("*") if file.is_file())
+            write_json(checkpoint / COMPLETE, {**_launch(), "versions": list_versions(), "files": files})
 
 
 def find_checkpoint(folder: Path, planned: int) -> Path | None:
     """Return the last checkpoint that training can go on from, None if there is none.
 
     What it cannot go on from is deleted, lest the trainer's own rotation counts it: a checkpoint which a killed process
-    left half-written, and the last step's: resumed there, in the middle of an epoch, the trainer takes one step more.
+    left half-written or half-deleted, and the last step's: resumed there, in the middle of an epoch, the trainer takes
+    one step more.
 
     Raises:
         MiloraError: the checkpoint is of another engine, of other versions of the libraries, or of another number of
@@ -36,7 +38,7 @@ def find_checkpoint(folder: Path, planned: int) -> Path | None:
     """
     if is_main_process():
         for path in folder.glob("checkpoint-*"):
-            if not (path / COMPLETE).is_file() or step_of(path) >= planned:
+            if not _is_whole(path) or step_of(path) >= planned:
                 shutil.rmtree(path)
     wait_for_all()
     last = max(folder.glob("checkpoint-*"), key=step_of, default=None)
@@ -57,6 +59,11 @@ def find_checkpoint(folder: Path, planned: int) -> Path | None:
                 f"install what it was written with, or delete {folder} to start over",
             )
     return last
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    mark = checkpoint / COMPLETE
+    return mark.is_file() and all((checkpoint / name).is_file() for name in read_json(mark)["files"])
 
 
 def step_of(checkpoint: Path) -> int:

@@ -25,6 +25,7 @@ from milora.run.directory import RunDirectory
 from milora.run.launch import count_processes, fail_together, is_main_process, name_engine, wait_for_all
 from milora.run.models import attach_adapter, load_model, load_tokenizer
 from milora.run.prompts import PROMPTS
+from milora.run.recipe import Recipe
 from milora.training.adapter import Course, RankAllocation, add_adapter, check_targets
 from milora.training.arguments import count_steps, make_arguments, micro_batch_size
 from milora.training.checkpoints import CompletionMark, check_space, find_checkpoint, step_of
@@ -46,14 +47,12 @@ def train(run: RunDirectory) -> None:
         MiloraError: whatever the recipe names does not exist or does not fit, or the launch does not.
     """
     if run.is_trained:
+        if is_main_process():
+            shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a run that was killed when all was written
         return
     recipe = run.recipe
     is_full, is_adalora = recipe.adapter.method == "full", recipe.adapter.method == "adalora"
-    if is_adalora and name_engine() != "ddp":
-        raise MiloraError(
-            f"AdaLoRA reads whole gradients, which {name_engine()} shares out among the processes",
-            "launch it with ddp, or on one process",
-        )
+    _check_engine(recipe)
     micro_batch = micro_batch_size(recipe)
     prompt, settings = PROMPTS[recipe.data.prompt], recipe.training
     with fail_together():
@@ -139,6 +138,24 @@ def train(run: RunDirectory) -> None:
         )
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     wait_for_all()
+
+
+def _check_engine(recipe: Recipe) -> None:
+    engine = name_engine()
+    if engine == "fsdp1":
+        raise MiloraError("FSDP's first version is not supported", "set fsdp_version: 2, as `milora engine fsdp2` does")
+    if engine == "ddp":
+        return
+    if recipe.adapter.method == "adalora":
+        raise MiloraError(
+            f"AdaLoRA reads whole gradients, which {engine} shares out among the processes",
+            "launch it with ddp, or on one process",
+        )
+    if recipe.model.quantization:
+        raise MiloraError(
+            f"model.quantization={recipe.model.quantization}: quantised weights are not shared out by {engine}",
+            "launch it with ddp, or on one process",
+        )
 
 
 def _save(

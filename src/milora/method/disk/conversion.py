@@ -44,6 +44,11 @@ def convert_adapter(path: Path, trained: Path, initial: Path, *, rank: int | Non
             "make it again: milora init with the same options writes the same factors",
         )
     config, state = _read_adapter(trained)
+    if Path(str(config.base_model_name_or_path)).resolve() != initial.resolve():
+        raise MiloraError(
+            f"{trained} was trained on {config.base_model_name_or_path}, not on {initial}",
+            "name that, or where it was moved, mend base_model_name_or_path in the adapter's config",
+        )
     initial_config, factors = _read_adapter(start)
     for option in SHAPING:
         if getattr(config, option) != getattr(initial_config, option):

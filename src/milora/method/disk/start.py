@@ -72,9 +72,9 @@ def initialize_checkpoint(
     checkpoint = open_checkpoint(folder)
     weights = find_weights(model, layers, checkpoint)
     config = model.peft_config["default"]
-    options = _describe_options(config, choice, base)
+    options = _describe_options(config, choice, base, checkpoint)
     output.mkdir(parents=True, exist_ok=True)
-    unfinished = output / f".unfinished-{_digest(options, checkpoint)}"
+    unfinished = output / f".unfinished-{_digest(options)}"
     leftovers = list(output.glob(".unfinished-*"))
     for leftover in leftovers:
         if any((leftover / "whole" / name).is_file() for name in LAST):
@@ -121,9 +121,9 @@ class _Work:
         reports = self._write_factors(factors, jobs, cache)
         errors = self._write_shards(factors)
         reports = {name: replace(report, rounding_error=errors[name]) for name, report in reports.items()}
-        self._write_config(adapter, config, init_lora_weights=True, base_model_name_or_path=str(output))
+        self._write_config(adapter, config, init_lora_weights=True, base_model_name_or_path=str(output.resolve()))
         for file in checkpoint.companions:
-            if file.name != MODEL_CONFIG_NAME:
+            if file.name not in LAST:
                 _put(self.whole / file.name, file.read_bytes())
         record = {
             "options": options,
@@ -213,10 +213,12 @@ def _warn_of_rounding(errors: dict[str, float]) -> list[str]:
     ]
 
 
-def _describe_options(config: LoraConfig, choice: Choice, base: Base) -> dict[str, Any]:
+def _describe_options(config: LoraConfig, choice: Choice, base: Base, checkpoint: Checkpoint) -> dict[str, Any]:
     targets = config.target_modules
+    states = [(shard, (checkpoint.folder / shard).stat()) for shard in checkpoint.shards]
     return {
         "model": config.base_model_name_or_path,
+        "weights": _digest([(shard, state.st_size, state.st_mtime_ns) for shard, state in states]),
         "base": base,
         **asdict(choice),
         "rank": config.r,
@@ -228,10 +230,8 @@ def _describe_options(config: LoraConfig, choice: Choice, base: Base) -> dict[st
     }
 
 
-def _digest(options: dict[str, Any], checkpoint: Checkpoint) -> str:
-    states = [(shard, (checkpoint.folder / shard).stat()) for shard in checkpoint.shards]
-    files = [(shard, state.st_size, state.st_mtime_ns) for shard, state in states]
-    return hashlib.sha256(json.dumps([options, files]).encode()).hexdigest()[:12]
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def _is_finished(output: Path, options: dict[str, Any]) -> bool:
