@@ -269,7 +269,7 @@ def _quieten() -> None:
     """Keep other libraries' advice to their own developers off the user's screen; milora's own words stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|torch)\b")
-    for library in ("lm_eval", "transformers"):
+    for library in ("lm_eval", "transformers", "bitsandbytes"):
         logging.getLogger(library).setLevel(logging.ERROR)
     # On stdout, whenever it is installed. A filter: it sets its own level when it is imported.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
