@@ -125,7 +125,7 @@ def test_saved_work_changes_no_completion(small_model, beams, stops, ends):
     target = resolve_target(str(small_model), "float32")
     model, tokenizer = target.load(), load_tokenizer(target.model)
     tokenizer.pad_token = "<|endoftext|>"  # not EOS
-    decoding = {"until": stops, "max_gen_toks": 40, "do_sample": False, "num_beams": beams}
+    decoding = {"until": stops, "max_gen_toks": 40, "num_beams": beams}
     prompts = [f"{word} is a word. " * count for count, word in enumerate(["One", "Blue", "Seven", "Paris"], 1)]
     instances = [Instance("generate_until", {}, (prompt, decoding), index) for index, prompt in enumerate(prompts)]
     plain = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4).generate_until(instances, disable_tqdm=True)

@@ -21,7 +21,7 @@ class Generator(HFLM):
             tokens: Tensor = super()._model_generate(context, max_length, stop, **decoding)
             return tokens
         attention_mask, beams = decoding.pop("attention_mask"), decoding.pop("num_beams", 1)
-        del decoding["temperature"]
+        decoding.pop("temperature", None)
         # A model's own generation_config may say max_new_tokens, which goes before max_length.
         decoding["max_new_tokens"] = None
         if beams == 1:
@@ -41,7 +41,7 @@ class Generator(HFLM):
         prompt_length = context.shape[1]
         whole = context.new_full((len(context), max_length), self.tokenizer.pad_token_id)
         end = self.model.generation_config.eos_token_id  # one, several or none
-        ends = torch.tensor(end if isinstance(end, list) else [end] if end is not None else [], device=context.device)
+        ends = context.new_tensor(end if isinstance(end, list) else [] if end is None else [end])
         rows, tokens, cache = torch.arange(len(context), device=context.device), context, None
         while True:
             length = min(tokens.shape[1] + STRIDE, max_length)
