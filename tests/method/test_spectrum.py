@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from milora.method import certificate, lanczos, spectrum
+from milora.method import spectrum
 from milora.method.errors import MiloraError
+from milora.method.solver import certificate, lanczos
 from milora.method.spectrum import Factors, decompose_weight
 
 
