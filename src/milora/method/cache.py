@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from milora.method.content import view_bytes
 from milora.method.errors import MiloraError
 from milora.method.solver.certificate import Certificate
 from milora.method.spectrum import Factors
@@ -33,7 +34,7 @@ class FactorCache:
     def path(self, weight: Tensor, options: dict[str, Any]) -> Path:
         """Return where the factors of this weight under these options lie, or would."""
         digest = hashlib.sha256(json.dumps([VERSION, str(weight.dtype), list(weight.shape), options]).encode())
-        digest.update(_view(weight))
+        digest.update(view_bytes(weight))
         return self.folder / f"{digest.hexdigest()}.safetensors"
 
     def read(self, path: Path) -> Factors | None:
@@ -70,11 +71,5 @@ def _checksum(tensors: dict[str, Tensor], certificate: str) -> str:
     digest = hashlib.sha256(certificate.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(_view(tensors[name]))
+        digest.update(view_bytes(tensors[name]))
     return digest.hexdigest()
-
-
-def _view(tensor: Tensor) -> memoryview:
-    """The tensor's bytes, without a copy where it is contiguous already."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor
 
+from milora.method.content import view_bytes
 from milora.method.errors import MiloraError
 from milora.method.spectrum import Factors
 
@@ -113,7 +113,6 @@ def _on_cpu(found: Found) -> Found:
 def _digest(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(view_bytes(tensor))
     return digest.hexdigest()

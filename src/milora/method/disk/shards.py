@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from milora.method.content import view_bytes
 from milora.method.errors import MiloraError
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -118,7 +119,7 @@ def overwriting(path: Path) -> Iterator[Callable[[str, Tensor], None]]:
 
         def write(name: str, tensor: Tensor) -> None:
             start, end = header[name]["data_offsets"]
-            data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            data = view_bytes(tensor)
             assert len(data) == end - start and DTYPES[tensor.dtype] == header[name]["dtype"]
             file.seek(8 + length + start)
             file.write(data)
