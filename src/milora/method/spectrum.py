@@ -89,11 +89,11 @@ def _certified_band(
         reason = f"{method}: nothing to start from"
         try:
             # On a GPU float64 costs little, and float32 may silently be TF32.
-            precise = W if method == "exact" and W.is_cpu else W.double()
-            # What float64 computes is held to the rounding of W itself, LAPACK in W's own precision to LAPACK's bound.
-            noise = torch.finfo(W.dtype).eps * (8 if precise.dtype != W.dtype else 4 * len(W) ** 0.5)
-            for band in _bands(method, W, precise, rank, components, seed):
+            precise = W if W.is_cpu else W.double()
+            for band in _bands(method, precise, rank, components, seed):
                 certificate = certify(precise, band, method, fallback="; ".join(reasons))
+                # Float64 is held to the rounding of W itself, LAPACK in W's own precision to LAPACK's bound.
+                noise = torch.finfo(W.dtype).eps * (8 if band.S.dtype != W.dtype else 4 * len(W) ** 0.5)
                 reason = objection(certificate, band, components, noise)
                 if not reason:
                     return band, certificate
@@ -105,14 +105,14 @@ def _certified_band(
     raise MiloraError(f"no decomposition passed its certificate: {'; '.join(reasons)}", "please report this weight")
 
 
-def _bands(method: str, W: Tensor, precise: Tensor, rank: int, components: Components, seed: int) -> Iterable[Band]:
-    """What `method` offers, for a tall `W` in its own and in the method's precision."""
+def _bands(method: str, W: Tensor, rank: int, components: Components, seed: int) -> Iterable[Band]:
+    """What `method` offers, for a tall `W`."""
     if method == "lanczos":
-        if not has_room(rank, W.shape[1]):
-            return []
-        return lanczos_bands(W if W.is_cpu else precise, precise, rank, components, seed)
+        return lanczos_bands(W, rank, components, seed) if has_room(rank, W.shape[1]) else []
     chosen = _choose(components, rank, W.shape[1], seed).to(W.device)
-    return [gram_band(precise, chosen) if method == "gram" else exact_band(precise, chosen)]
+    if method == "gram":
+        return [gram_band(W.double(), chosen)]
+    return [exact_band(W if method == "exact" else W.double(), chosen)]
 
 
 def _method(W: Tensor, rank: int, components: Components, solver: Solver) -> str:

@@ -1,6 +1,5 @@
 """What is known about a band of singular components after it was found: the certificate, and the mark it must pass."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -102,22 +101,3 @@ def objection(certificate: Certificate, band: Band, components: str, noise: floa
         case "principal", float(beyond) if beyond > band.S[-1].item() * (1 + RELATIVE_MARK) + slack:
             return f"{certificate.method}: a component at {beyond:.3e} was missed"
     return ""
-
-
-def probe(W: Tensor, V: Tensor, apply: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a component missed by V (n, r) would show: values, ascending, and vectors of W in its complement.
-
-    Rayleigh–Ritz in a Krylov space of the complement. `apply` amplifies the wanted end of the spectrum; `start` (n, b)
-    is random and owes nothing to the solver's own. A singular value reported is never beyond the true extreme.
-    """
-    blocks, block = [], start
-    for _ in range(3):
-        block = apply(block).to(V.dtype)
-        block = torch.linalg.qr(block - V @ (V.T @ block)).Q
-        blocks.append(block)
-    space = torch.cat(blocks, dim=1)
-    for _ in range(2):
-        space = torch.linalg.qr(space - V @ (V.T @ space)).Q
-    image = multiply(W, space)
-    squares, rotation = torch.linalg.eigh(image.T @ image)
-    return squares.clamp(min=0).sqrt(), space @ rotation

@@ -10,7 +10,8 @@ from milora.method.solver.products import gram_lower
 def exact_band(W: Tensor, chosen: Tensor) -> Band:
     """The singular components at the indices `chosen` of the full singular value decomposition of `W` (m, n)."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    return Band(U[:, chosen], S[chosen], Vh[chosen].T, S[0].item(), _beyond(S, chosen))
+    # LAPACK's columns are contiguous: copied as rows they are copied whole.
+    return Band(U.T[chosen].T, S[chosen], Vh[chosen].T, S[0].item(), _beyond(S, chosen))
 
 
 def gram_band(W: Tensor, chosen: Tensor) -> Band:

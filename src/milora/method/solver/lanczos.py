@@ -5,56 +5,60 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from milora.method.solver.certificate import Band, probe
+from milora.method.solver.certificate import Band
 from milora.method.solver.inverse import Operator, inverses
 from milora.method.solver.products import gram_lower, multiply
 
 BLOCK = 16
-TOLERANCE = {"minor": 3e-5, "principal": 3e-6}
+TOLERANCE = {"minor": 5e-6, "principal": 2e-6}
 ROUNDS = 4
 
 
 def has_room(rank: int, n: int) -> bool:
-    """Whether `rank` columns, their corrections and a probe fit side by side into n dimensions."""
-    return 2 * rank + 5 * BLOCK <= n
+    """Whether `rank` columns, their corrections and what else a round keeps fit side by side into n dimensions."""
+    return 2 * rank + 2 * BLOCK <= n
 
 
-def lanczos_bands(weight: Tensor, W: Tensor, rank: int, components: str, seed: int) -> Iterator[Band]:
+def lanczos_bands(W: Tensor, rank: int, components: str, seed: int) -> Iterator[Band]:
     """The `rank` smallest ("minor") or largest ("principal") singular components, better and better until one is taken.
 
-    `weight` (m, n) is tall and comes in its own precision and, as `W`, in float64. Block Lanczos on (WᵀW)⁻¹ or on WᵀW
-    gives a subspace; Rayleigh–Ritz on W, repeated with corrections and with what the probe found outside, refines it.
+    Block Lanczos on (WᵀW)⁻¹ or on WᵀW, W (m, n) tall, gives a subspace, in float32 where that is enough; Rayleigh–Ritz
+    on W in float64, repeated with corrections and with what was found outside, refines it.
     """
     generator = torch.Generator().manual_seed(seed)
     minor = components == "minor"
-    largest = _largest(weight, generator)
-    for apply in inverses(weight, W, largest) if minor else _products(weight, rank):
-        start = _random(weight, BLOCK, generator)
-        basis = leading_eigenvectors(apply, start, rank, limit=6 * rank + 400, tolerance=TOLERANCE[components])
-        # U = W V / σ amplifies what leaked into V from a large direction by σ_max/σ; once more the inverse damps that
-        # by (σ/σ_max)².
-        image = apply(basis)
-        if minor and image.dtype == torch.float32:
+    largest = _largest(W, generator)
+    for apply in inverses(W, largest) if minor else _products(W, rank):
+        start = _random(W, BLOCK, generator)
+        basis, image = leading_eigenvectors(apply, start, rank, limit=6 * rank + 600, tolerance=TOLERANCE[components])
+        # U = W V / σ amplifies by σ_max/σ what leaked into V from large directions: an image has it damped (σ/σ_max)².
+        if not minor:
+            image = apply(image)
+        elif image.dtype == torch.float32:
             # What a float32 inverse gets wrong it would get wrong again: one step of iterative refinement.
-            image = image + apply(basis - _product(W, image))
+            image = image.double() + apply(basis - _product(W, image.double()))
         basis = image.double()
         for _ in range(ROUNDS):
             U, S, V = _ritz(W, basis, minor)
-            values, outside = probe(W, V, apply, _random(weight, BLOCK, generator))
-            seen = torch.cat([S[rank:], values])
+            outside = _outside(V, apply, _random(W, 1, generator))
+            seen = torch.cat([S[rank:], multiply(W, outside).norm(dim=0)])
             beyond = (seen.min() if minor else seen.max()).item()
             basis, U, S, V = V[:, : rank + BLOCK], U[:, :rank], S[:rank], V[:, :rank]
             yield Band(*_descending(U, S, V, minor), max(largest, S.max().item()), beyond)
-            correction = apply(multiply(W.T, U) - V * S).double()
-            basis = torch.cat([basis, correction, outside[:, :BLOCK] if minor else outside[:, -BLOCK:]], dim=1)
+            basis = torch.cat([basis, apply(multiply(W.T, U) - V * S).double(), outside], dim=1)
 
 
-def leading_eigenvectors(apply: Operator, start: Tensor, wanted: int, *, limit: int, tolerance: float) -> Tensor:
-    """Approximate eigenvectors (n, wanted) to the largest eigenvalues, ascending, of the symmetric operator `apply`.
+def leading_eigenvectors(
+    apply: Operator, start: Tensor, wanted: int, *, limit: int, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Approximate eigenvectors (n, wanted) to the largest eigenvalues of the symmetric `apply`, and their images.
 
     Block Lanczos from `start` (n, b) with full reorthogonalisation (Golub & Underwood 1977), in the precision in which
-    `apply` answers, until the residual of every wanted Ritz pair is below `tolerance` of its value or the Krylov space
-    has `limit` columns.
+    `apply` answers, until the residuals of the wanted Ritz pairs are below `tolerance` of their values in root mean
+    square, or the Krylov space has `limit` columns. The images, one application better than the eigenvectors, follow
+    from the recurrence alone:
+
+        apply(Q y) = θ Q y + Q_next R y_last
     """
     n = len(start)
     limit = min(limit, n)
@@ -75,14 +79,30 @@ def leading_eigenvectors(apply: Operator, start: Tensor, wanted: int, *, limit: 
         # Again after the QR: where the space is nearly invariant, what is left of the image is mostly rounding.
         block, correction = torch.linalg.qr(block - space @ (space.T @ block))
         if columns == limit or columns >= check:
-            check = columns + columns // 8
+            check = columns + columns // 16
             values, vectors = torch.linalg.eigh(projected[:columns, :columns])
             values, vectors = values[-wanted:], vectors[:, -wanted:]
-            residuals = (correction @ coupling @ vectors[latest]).norm(dim=0)
-            if columns == limit or bool((residuals <= tolerance * values).all()):
-                eigenvectors: Tensor = space @ vectors
-                return eigenvectors
+            residuals = correction @ coupling @ vectors[latest]
+            if columns == limit or (residuals / values).norm() <= tolerance * wanted**0.5:
+                eigenvectors = space @ vectors
+                return eigenvectors, eigenvectors * values + block @ residuals
         block = block[:, : limit - columns]
+
+
+def _outside(V: Tensor, apply: Operator, start: Tensor) -> Tensor:
+    """The unit vector (n, 1), in the complement of V (n, p), that `apply` amplifies most: what V missed, if anything.
+
+    Lanczos again, from a random start that owes nothing to the one that found V. A missed component stands out before
+    the vector has converged, and W times the vector is never beyond the true extreme.
+    """
+
+    def project(X: Tensor) -> Tensor:
+        return X - V.to(X.dtype) @ (V.to(X.dtype).T @ X)
+
+    limit = min(64, len(V) - V.shape[1])
+    _, image = leading_eigenvectors(lambda X: project(apply(X)), project(start), 1, limit=limit, tolerance=3e-2)
+    outside = project(project(image.double()))
+    return torch.nn.functional.normalize(outside, dim=0)
 
 
 def _ritz(W: Tensor, basis: Tensor, minor: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,28 +118,28 @@ def _descending(U: Tensor, S: Tensor, V: Tensor, minor: bool) -> tuple[Tensor, T
     return (U.flip(1), S.flip(0), V.flip(1)) if minor else (U, S, V)
 
 
-def _products(weight: Tensor, rank: int) -> Iterator[Operator]:
+def _products(W: Tensor, rank: int) -> Iterator[Operator]:
     """Operators X ↦ WᵀW X, cheapest first: by the Gram matrix where the many steps of a large rank repay it."""
-    m, n = weight.shape
+    m, n = W.shape
     if m >= 2 * n and rank > 2 * BLOCK:
-        half = gram_lower(weight)
+        half = gram_lower(W)
         gram = half.tril() + half.tril(-1).T
         yield lambda X: multiply(gram, X.to(gram.dtype))
-    yield lambda X: _product(weight, X)
+    yield lambda X: _product(W, X.to(W.dtype))
 
 
-def _product(weight: Tensor, X: Tensor) -> Tensor:
-    """WᵀW X, in the weight's precision."""
-    return multiply(weight.T, multiply(weight, X.to(weight.dtype)))
+def _product(W: Tensor, X: Tensor) -> Tensor:
+    """WᵀW X, in the precision of X."""
+    return multiply(W.T, multiply(W, X))
 
 
-def _largest(weight: Tensor, generator: torch.Generator) -> float:
+def _largest(W: Tensor, generator: torch.Generator) -> float:
     """σ_max, from below, within 1 %."""
-    start = _random(weight, 1, generator)
-    vector = leading_eigenvectors(lambda X: _product(weight, X), start, 1, limit=64, tolerance=1e-2)
-    return float((weight @ vector).norm())
+    start = _random(W, 1, generator).to(W.dtype)
+    vector, _ = leading_eigenvectors(lambda X: _product(W, X), start, 1, limit=64, tolerance=2e-2)
+    return float((W @ vector).norm())
 
 
-def _random(weight: Tensor, columns: int, generator: torch.Generator) -> Tensor:
+def _random(W: Tensor, columns: int, generator: torch.Generator) -> Tensor:
     """Gaussian start (n, columns), drawn on the CPU: the same whatever the device."""
-    return torch.randn(weight.shape[1], columns, generator=generator, dtype=torch.float64).to(weight.device)
+    return torch.randn(W.shape[1], columns, generator=generator, dtype=torch.float64).to(W.device)
