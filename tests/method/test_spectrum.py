@@ -374,6 +374,21 @@ def test_a_broken_solver_is_caught_and_replaced(monkeypatch, components, out, in
     assert energy(weight, factors) == pytest.approx(band.square().sum().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("components", ["minor", "principal"])
+@pytest.mark.parametrize(("out", "into"), [(448, 448), (1400, 448)])
+@pytest.mark.parametrize("missed", [0, 5, 10])
+def test_a_missed_component_shows_wherever_it_was(monkeypatch, components, out, into, missed):
+    """The end of a tall weight's spectrum is flat: the inverse hardly lifts what was missed above what comes next."""
+    weight = bulk(out, into)
+    Vh = reference(weight)[2]
+    order = torch.arange(448).flip(0) if components == "minor" else torch.arange(448)
+    kept = [int(index) for place, index in enumerate(order[:17]) if place != missed]
+    broken(monkeypatch, lambda vectors: Vh[kept].T.to(vectors.dtype))
+    for seed in range(3):
+        factors = decompose_weight(weight, 16, components=components, solver="lanczos", seed=seed)
+        assert "missed" in factors.certificate.fallback
+
+
 def test_a_missed_component_is_repaired_without_falling_back(monkeypatch):
     weight = bulk(448, 448)
     wrong = reference(weight)[2][-9:-1].T

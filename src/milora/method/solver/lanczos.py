@@ -1,5 +1,6 @@
 """Block Lanczos for either end of the spectrum of WᵀW, refined on W itself."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -7,10 +8,10 @@ from torch import Tensor
 
 from milora.method.solver.certificate import Band
 from milora.method.solver.inverse import Operator, inverses
-from milora.method.solver.products import gram_lower, multiply
+from milora.method.solver.products import gram_lower, multiply, multiply_gram
 
 BLOCK = 16
-TOLERANCE = {"minor": 5e-6, "principal": 2e-6}
+TOLERANCE = {"minor": 4e-6, "principal": 2e-6}
 ROUNDS = 4
 
 
@@ -36,7 +37,7 @@ def lanczos_bands(W: Tensor, rank: int, components: str, seed: int) -> Iterator[
             image = apply(image)
         elif image.dtype == torch.float32:
             # What a float32 inverse gets wrong it would get wrong again: one step of iterative refinement.
-            image = image.double() + apply(basis - _product(W, image.double()))
+            image = image.double() + apply(basis - multiply_gram(W, image.double()))
         basis = image.double()
         for _ in range(ROUNDS):
             U, S, V = _ritz(W, basis, minor)
@@ -66,6 +67,7 @@ def leading_eigenvectors(
     basis = block.new_empty(limit, n).T
     projected = block.new_zeros(limit, limit)
     columns, check = 0, 2 * wanted + start.shape[1]
+    checked, before = 0, 1.0
     while True:
         latest = slice(columns, columns + block.shape[1])
         columns = latest.stop
@@ -79,13 +81,17 @@ def leading_eigenvectors(
         # Again after the QR: where the space is nearly invariant, what is left of the image is mostly rounding.
         block, correction = torch.linalg.qr(block - space @ (space.T @ block))
         if columns == limit or columns >= check:
-            check = columns + columns // 16
             values, vectors = torch.linalg.eigh(projected[:columns, :columns])
             values, vectors = values[-wanted:], vectors[:, -wanted:]
             residuals = correction @ coupling @ vectors[latest]
-            if columns == limit or (residuals / values).norm() <= tolerance * wanted**0.5:
+            error = (residuals / values).norm().item() / wanted**0.5
+            if columns == limit or error <= tolerance:
                 eigenvectors = space @ vectors
                 return eigenvectors, eigenvectors * values + block @ residuals
+            # Where the line through the last two errors, on a logarithmic scale, meets the tolerance.
+            slope = (math.log(before) - math.log(error)) / (columns - checked)
+            step = min(columns // 8, int(math.log(error / tolerance) / slope)) if slope > 0 else columns // 8
+            checked, before, check = columns, error, columns + step
         block = block[:, : limit - columns]
 
 
@@ -125,18 +131,13 @@ def _products(W: Tensor, rank: int) -> Iterator[Operator]:
         half = gram_lower(W)
         gram = half.tril() + half.tril(-1).T
         yield lambda X: multiply(gram, X.to(gram.dtype))
-    yield lambda X: _product(W, X.to(W.dtype))
-
-
-def _product(W: Tensor, X: Tensor) -> Tensor:
-    """WᵀW X, in the precision of X."""
-    return multiply(W.T, multiply(W, X))
+    yield lambda X: multiply_gram(W, X.to(W.dtype))
 
 
 def _largest(W: Tensor, generator: torch.Generator) -> float:
     """σ_max, from below, within 1 %."""
     start = _random(W, 1, generator).to(W.dtype)
-    vector, _ = leading_eigenvectors(lambda X: _product(W, X), start, 1, limit=64, tolerance=2e-2)
+    vector, _ = leading_eigenvectors(lambda X: multiply_gram(W, X), start, 1, limit=64, tolerance=1e-2)
     return float((W @ vector).norm())
 
 

@@ -30,6 +30,19 @@ def multiply(W: Tensor, X: Tensor) -> Tensor:
     return product.T
 
 
+def multiply_gram(W: Tensor, X: Tensor) -> Tensor:
+    """WᵀW X for an X (n, k) of few columns, in the precision of X."""
+    if not W.is_cpu or W.stride(1) != 1:
+        return multiply(W.T, multiply(W, X))
+    # Both products with a panel while it is in the cache: W is read from memory once.
+    left = X.T.contiguous()
+    product = torch.zeros_like(left)
+    for first in range(0, len(W), PANEL):
+        panel = W[first : first + PANEL].to(X.dtype)
+        product.addmm_(left @ panel.T, panel)
+    return product.T
+
+
 def gram_lower(weight: Tensor) -> Tensor:
     """WᵀW (n, n), of which only the lower triangle may be read: nearly half the work of the product."""
     gram = weight.new_zeros(weight.shape[1], weight.shape[1])
