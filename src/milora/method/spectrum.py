@@ -74,11 +74,10 @@ def decompose_weight(
     band, certificate = _certified_band(W if tall else W.T, rank, components, solver, seed)
     U, V = (band.U, band.V) if tall else (band.V, band.U)
     signs = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True))).squeeze(0)
-    B, A, S = (X.to(weight.device, dtype) for X in (U * signs, (V * signs).T, band.S))
-    if scale == "orthonormal":
-        return Factors(B, A / scaling, S, band.largest, certificate)
-    root = (S / scaling).sqrt()
-    return Factors(B * root, root.unsqueeze(1) * A, S, band.largest, certificate)
+    root = (band.S / scaling).sqrt()
+    left, right = (root, root) if scale == "singular" else (torch.ones_like(root), torch.full_like(root, 1 / scaling))
+    B, A, S = (X.to(weight.device, dtype) for X in (U * (signs * left), (V * (signs * right)).T, band.S))
+    return Factors(B, A, S, band.largest, certificate)
 
 
 def _certified_band(

@@ -10,8 +10,8 @@ from milora.method.solver.products import gram_lower
 def exact_band(W: Tensor, chosen: Tensor) -> Band:
     """The singular components at the indices `chosen` of the full singular value decomposition of `W` (m, n)."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    # LAPACK's columns are contiguous: copied as rows they are copied whole.
-    return Band(U.T[chosen].T, S[chosen], Vh[chosen].T, S[0].item(), _beyond(S, chosen))
+    part = _run(chosen)
+    return Band(U[:, part], S[part], Vh[part].T, S[0].item(), _beyond(S, chosen))
 
 
 def gram_band(W: Tensor, chosen: Tensor) -> Band:
@@ -30,6 +30,12 @@ def gram_band(W: Tensor, chosen: Tensor) -> Band:
         U, S, rotation = torch.linalg.svd(image, full_matrices=False)
         V = V @ rotation.T
     return Band(U, S, V, spectrum[0].item(), _beyond(spectrum, chosen))
+
+
+def _run(chosen: Tensor) -> Tensor | slice:
+    """Indices that follow one another as a slice: then nothing is copied."""
+    first, last = int(chosen[0]), int(chosen[-1])
+    return slice(first, last + 1) if last - first + 1 == len(chosen) else chosen
 
 
 def _beyond(spectrum: Tensor, chosen: Tensor) -> float | None:

@@ -11,7 +11,7 @@ from milora.method.solver.inverse import Operator, inverses
 from milora.method.solver.products import gram_lower, multiply, multiply_gram
 
 BLOCK = 16
-TOLERANCE = {"minor": 4e-6, "principal": 2e-6}
+TOLERANCE = {"minor": 5e-6, "principal": 1.5e-6}
 ROUNDS = 4
 
 
