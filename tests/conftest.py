@@ -26,13 +26,6 @@ from milora.run.models import EMBEDDED, load_tokenizer, resolve_model
 from milora.run.recipe import ModelSection
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one process, and those of comparison/, which share minutes of set-up, in one together."""
-    for item in items:
-        shared = item.path.parent if item.path.parent.name == "comparison" else item.path
-        item.add_marker(pytest.mark.xdist_group(shared.name))
-
-
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2's first two layers, real weights, as a folder: no usable language model, but real spectra."""
