@@ -75,7 +75,7 @@ def decompose_weight(
     U, V = (band.U, band.V) if tall else (band.V, band.U)
     signs = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True))).squeeze(0)
     root = (band.S / scaling).sqrt()
-    left, right = (root, root) if scale == "singular" else (torch.ones_like(root), torch.full_like(root, 1 / scaling))
+    left, right = (root, root) if scale == "singular" else (1.0, 1 / scaling)
     B, A, S = (X.to(weight.device, dtype) for X in (U * (signs * left), (V * (signs * right)).T, band.S))
     return Factors(B, A, S, band.largest, certificate)
 

@@ -11,7 +11,7 @@ def exact_band(W: Tensor, chosen: Tensor) -> Band:
     """The singular components at the indices `chosen` of the full singular value decomposition of `W` (m, n)."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     part = _run(chosen)
-    return Band(U[:, part], S[part], Vh[part].T, S[0].item(), _beyond(S, chosen))
+    return Band(U[:, part], S[part], Vh[part].T, S[0].item(), _beyond(S, part))
 
 
 def gram_band(W: Tensor, chosen: Tensor) -> Band:
@@ -21,7 +21,8 @@ def gram_band(W: Tensor, chosen: Tensor) -> Band:
     """
     values, vectors = torch.linalg.eigh(gram_lower(W))
     spectrum = values.flip(0).clamp(min=0).sqrt()
-    V = vectors.flip(1)[:, chosen]
+    part = _run(chosen)
+    V = vectors.flip(1)[:, part]
     image = W @ V
     S = image.norm(dim=0)
     if S.min() > 1e-4 * spectrum[0]:
@@ -29,7 +30,7 @@ def gram_band(W: Tensor, chosen: Tensor) -> Band:
     else:
         U, S, rotation = torch.linalg.svd(image, full_matrices=False)
         V = V @ rotation.T
-    return Band(U, S, V, spectrum[0].item(), _beyond(spectrum, chosen))
+    return Band(U, S, V, spectrum[0].item(), _beyond(spectrum, part))
 
 
 def _run(chosen: Tensor) -> Tensor | slice:
@@ -38,12 +39,11 @@ def _run(chosen: Tensor) -> Tensor | slice:
     return slice(first, last + 1) if last - first + 1 == len(chosen) else chosen
 
 
-def _beyond(spectrum: Tensor, chosen: Tensor) -> float | None:
+def _beyond(spectrum: Tensor, part: Tensor | slice) -> float | None:
     """The singular value next to a band at either end of the descending `spectrum`; None for any other band."""
-    rank, total = len(chosen), len(spectrum)
-    first, last = int(chosen[0]), int(chosen[-1])
-    if rank == total or last - first + 1 != rank:
+    total = len(spectrum)
+    if not isinstance(part, slice) or part.stop - part.start == total:
         return None
-    if last == total - 1:
-        return spectrum[first - 1].item()
-    return spectrum[rank].item() if first == 0 else None
+    if part.stop == total:
+        return spectrum[part.start - 1].item()
+    return spectrum[part.stop].item() if part.start == 0 else None
