@@ -42,9 +42,9 @@ def _by_cholesky(W: Tensor, largest: float) -> Iterator[Operator]:
     """L⁻ᵀ L⁻¹ in float32, where rounding, about ε σ_max², leaves the smallest pivot alone."""
     # The components found are those of a float32 Gram matrix with its rounding errors, 4e-7 σ_max away from W's at 576
     # columns and 1e-7 at 4096, where double precision would cost as much as all the rest.
-    gram = gram_lower(W.double() if W.shape[1] <= 1024 else W)
-    # Of the transpose, whose columns LAPACK finds contiguous; in place, as the LU is.
-    upper, failed = gram.T, gram.new_empty(0, dtype=torch.int32)
+    # The upper triangle of the transpose, whose columns LAPACK finds contiguous; in place, as the LU is.
+    upper = gram_lower(W.double() if W.shape[1] <= 1024 else W).T
+    failed = upper.new_empty(0, dtype=torch.int32)
     torch.linalg.cholesky_ex(upper, upper=True, out=(upper, failed))
     if not failed and upper.diagonal().min().item() ** 2 > 100 * torch.finfo(torch.float32).eps * largest**2:
         yield _solves(upper.T.float())

@@ -11,8 +11,8 @@ from milora.method.solver.inverse import Operator, inverses
 from milora.method.solver.products import gram_lower, multiply, multiply_gram
 
 BLOCK = 16
-TOLERANCE = {"square minor": 1e-5, "tall minor": 4e-6, "principal": 1e-6}
-"""What is left of the error counts by σ/σ_max: little at a square weight's small end, whole at the large end."""
+TOLERANCE = {"square": 1e-5, "tall": 4e-6, "principal": 1e-6}
+"""For the minor end by shape: what is left of the error counts by σ/σ_max, little at a square weight's small end."""
 
 ROUNDS = 4
 
@@ -31,10 +31,11 @@ def lanczos_bands(W: Tensor, rank: int, components: str, seed: int) -> Iterator[
     generator = torch.Generator().manual_seed(seed)
     minor = components == "minor"
     largest = _largest(W, generator)
-    kind = f"{'square' if W.shape[0] == W.shape[1] else 'tall'} minor" if minor else "principal"
+    shape = "square" if W.shape[0] == W.shape[1] else "tall"
+    tolerance = TOLERANCE[shape if minor else "principal"]
     for apply in inverses(W, largest) if minor else _products(W, rank):
         start = _random(W, BLOCK, generator)
-        basis, image = leading_eigenvectors(apply, start, rank, limit=6 * rank + 600, tolerance=TOLERANCE[kind])
+        basis, image = leading_eigenvectors(apply, start, rank, limit=6 * rank + 600, tolerance=tolerance)
         # U = W V / σ amplifies by σ_max/σ what leaked into V from large directions: an image has it damped (σ/σ_max)².
         if not minor:
             image = apply(image)
