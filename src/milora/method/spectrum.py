@@ -121,12 +121,11 @@ def _method(W: Tensor, rank: int, components: Components, solver: Solver) -> str
     m, n = W.shape
     if W.dtype == torch.float64 or n < 64:
         return "exact"
-    # The principal end of a weight is crowded: it needs more steps than the minor one, of cheaper products.
-    share = {"minor": 8, "principal": 8} if n >= 1024 else {"minor": 10, "principal": 16}
-    if n >= 384 and components in share and rank <= n // share[components]:
-        return "lanczos"
-    # For a square weight, eigh in float64 takes as long as the full decomposition in float32.
-    return "gram" if m > n + n // 4 else "exact"
+    # For a nearly square weight, eigh in float64 takes as long as the full decomposition in float32.
+    direct = "gram" if m > n + n // 4 else "exact"
+    smaller, larger = (12, 8) if direct == "gram" else (9, 6)
+    few = rank <= n // (larger if n >= 1024 else smaller)
+    return "lanczos" if components in ("minor", "principal") and n >= 448 and few else direct
 
 
 def _check(weight: Tensor, rank: int, components: str, scale: str, solver: str) -> None:

@@ -1,19 +1,16 @@
 """Block Lanczos for either end of the spectrum of WᵀW, refined on W itself."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from milora.method.solver.certificate import Band
+from milora.method.solver.certificate import RELATIVE_MARK, Band
 from milora.method.solver.inverse import Operator, inverses
 from milora.method.solver.products import gram_lower, multiply, multiply_gram
 
 BLOCK = 16
-TOLERANCE = {"square": 1e-5, "tall": 4e-6, "principal": 1e-6}
-"""For the minor end by shape: what is left of the error counts by σ/σ_max, little at a square weight's small end."""
-
 ROUNDS = 4
 
 
@@ -31,8 +28,15 @@ def lanczos_bands(W: Tensor, rank: int, components: str, seed: int) -> Iterator[
     generator = torch.Generator().manual_seed(seed)
     minor = components == "minor"
     largest = _largest(W, generator)
-    shape = "square" if W.shape[0] == W.shape[1] else "tall"
-    tolerance = TOLERANCE[shape if minor else "principal"]
+
+    def tolerance(values: Tensor) -> float:
+        if not minor:
+            return 7e-7
+        # An error e of the pair (1/σ², v) is a residual of about e σ: asked to be 1e-7 σ_max, what a full float32 SVD
+        # leaves, and half the certificate's mark at most; rounding of a float32 inverse allows no less than 4e-6.
+        full = 1e-7 * largest / values.reciprocal().mean().sqrt().item()
+        return min(max(full, 4e-6), RELATIVE_MARK / 2)
+
     for apply in inverses(W, largest) if minor else _products(W, rank):
         start = _random(W, BLOCK, generator)
         basis, image = leading_eigenvectors(apply, start, rank, limit=6 * rank + 600, tolerance=tolerance)
@@ -54,7 +58,7 @@ def lanczos_bands(W: Tensor, rank: int, components: str, seed: int) -> Iterator[
 
 
 def leading_eigenvectors(
-    apply: Operator, start: Tensor, wanted: int, *, limit: int, tolerance: float
+    apply: Operator, start: Tensor, wanted: int, *, limit: int, tolerance: Callable[[Tensor], float]
 ) -> tuple[Tensor, Tensor]:
     """Approximate eigenvectors (n, wanted) to the largest eigenvalues of the symmetric `apply`, and their images.
 
@@ -89,12 +93,13 @@ def leading_eigenvectors(
             values, vectors = values[-wanted:], vectors[:, -wanted:]
             residuals = correction @ coupling @ vectors[latest]
             error = (residuals / values).norm().item() / wanted**0.5
-            if columns == limit or error <= tolerance:
+            goal = tolerance(values)
+            if columns == limit or error <= goal:
                 eigenvectors = space @ vectors
                 return eigenvectors, eigenvectors * values + block @ residuals
             # Where the line through the last two errors, on a logarithmic scale, meets the tolerance.
             slope = (math.log(before) - math.log(error)) / (columns - checked)
-            step = min(columns // 8, int(math.log(error / tolerance) / slope)) if slope > 0 else columns // 8
+            step = min(columns // 8, int(math.log(error / goal) / slope)) if slope > 0 else columns // 8
             checked, before, check = columns, error, columns + step
         block = block[:, : limit - columns]
 
@@ -110,7 +115,9 @@ def _outside(V: Tensor, apply: Operator, start: Tensor) -> Tensor:
         return X - V.to(X.dtype) @ (V.to(X.dtype).T @ X)
 
     limit = min(64, len(V) - V.shape[1])
-    _, image = leading_eigenvectors(lambda X: project(apply(X)), project(start), 1, limit=limit, tolerance=3e-2)
+    _, image = leading_eigenvectors(
+        lambda X: project(apply(X)), project(start), 1, limit=limit, tolerance=lambda _: 3e-2
+    )
     outside = project(project(image.double()))
     return torch.nn.functional.normalize(outside, dim=0)
 
@@ -141,7 +148,7 @@ def _products(W: Tensor, rank: int) -> Iterator[Operator]:
 def _largest(W: Tensor, generator: torch.Generator) -> float:
     """σ_max, from below, within 1 %: ‖WᵀW v‖^½, where v solves WᵀW v = σ² v to 2 %."""
     start = _random(W, 1, generator).to(W.dtype)
-    _, image = leading_eigenvectors(lambda X: multiply_gram(W, X), start, 1, limit=64, tolerance=2e-2)
+    _, image = leading_eigenvectors(lambda X: multiply_gram(W, X), start, 1, limit=64, tolerance=lambda _: 2e-2)
     return math.sqrt(image.norm().item())
 
 
