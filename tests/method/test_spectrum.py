@@ -331,6 +331,16 @@ def test_seed_and_threads_change_the_start_and_not_the_band():
     assert (products[0] - products[1]).norm() <= 1e-3 * products[0].norm()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("out", "into"), SHAPES)
+@pytest.mark.parametrize("components", ["minor", "principal"])
+def test_a_gpu_finds_the_band_of_the_processor(out, into, components):
+    weight = bulk(out, into)
+    here, there = (decompose_weight(W, 8, components=components) for W in (weight, weight.cuda()))
+    assert not there.certificate.fell_back
+    assert (here.B @ here.A - (there.B @ there.A).cpu()).norm() <= 1e-3 * here.singular_values.norm()
+
+
 # The certificate
 
 

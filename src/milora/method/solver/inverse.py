@@ -9,6 +9,9 @@ from milora.method.solver.products import gram_lower
 
 Operator = Callable[[Tensor], Tensor]
 
+LIMIT = 1e9
+"""Of the condition: beyond it the largest 1/σ² drowns all others in double precision."""
+
 
 def inverses(W: Tensor, largest: float) -> Iterator[Operator]:
     """Operators X ↦ (WᵀW)⁻¹ X for a tall W (m, n), cheapest first, each built when it is asked for.
@@ -17,11 +20,24 @@ def inverses(W: Tensor, largest: float) -> Iterator[Operator]:
     condition: who uses one refines and checks on W, and asks for the next if that fails. A factorisation that breaks
     down gives none.
     """
-    if W.shape[0] == W.shape[1]:
+    if not W.is_cpu:
+        yield from _by_root(W)
+    elif W.shape[0] == W.shape[1]:
         yield from _by_lu(W)
     elif W.dtype == torch.float32:
         yield from _by_cholesky(W, largest)
     yield from _by_shifted_cholesky(W)
+
+
+def _by_root(W: Tensor) -> Iterator[Operator]:
+    """R Rᵀ with R = W⁻¹ or L⁻ᵀ at hand: two products, where in a triangular solve a GPU waits for row after row."""
+    if W.shape[0] == W.shape[1]:
+        root, failed = torch.linalg.inv_ex(W)
+    else:
+        factor, failed = torch.linalg.cholesky_ex(gram_lower(W))
+        root = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False).T
+    if not failed and W.norm() * root.norm() < LIMIT:
+        yield lambda X: root @ (root.T @ X.to(root.dtype))
 
 
 def _by_lu(W: Tensor) -> Iterator[Operator]:
@@ -31,8 +47,7 @@ def _by_lu(W: Tensor) -> Iterator[Operator]:
     pivots, failed = (factors.new_empty(0, dtype=torch.int32) for _ in range(2))
     torch.linalg.lu_factor_ex(factors, out=(factors, pivots, failed))
     diagonal = factors.diagonal().abs()
-    # 1/σ² of what is smaller would drown everything else in double precision.
-    if not failed and diagonal.min() > 1e-9 * diagonal.max():
+    if not failed and diagonal.max() < LIMIT * diagonal.min():
         yield lambda X: torch.linalg.lu_solve(
             factors, pivots, torch.linalg.lu_solve(factors, pivots, X.double()), adjoint=True
         )
