@@ -129,6 +129,9 @@ def test_random_components_may_be_an_end_of_the_spectrum():
     ("out", "into", "rank", "components", "method"),
     [
         (448, 448, 16, "minor", "lanczos"),
+        (576, 576, 64, "minor", "lanczos"),
+        (1024, 1024, 170, "principal", "lanczos"),
+        (1024, 1024, 171, "principal", "exact"),
         (600, 448, 16, "minor", "lanczos"),
         (448, 448, 8, "principal", "lanczos"),
         (448, 600, 200, "minor", "gram"),

@@ -70,11 +70,11 @@ def certify(W: Tensor, band: Band, method: str, *, fallback: str = "") -> Certif
     else:
         combine = torch.eye(rank, dtype=S.dtype, device=S.device)
     both = torch.cat([combine, S.unsqueeze(1) * combine], dim=1)
-    (combine_U, combine_US), (combine_V, combine_VS) = ((X @ both).chunk(2, dim=1) for X in (U, V))
+    (combine_U, combine_US), (combine_V, combine_VS) = (multiply(X, both).chunk(2, dim=1) for X in (U, V))
     residual = max(
-        (multiply(W, combine_V) - combine_US).norm().item(), (multiply(W.T, combine_U) - combine_VS).norm().item()
+        (multiply(X, Y) - Z).norm().item() for X, Y, Z in ((W, combine_V, combine_US), (W.T, combine_U, combine_VS))
     )
-    deviation = max((U.T @ combine_U - combine).norm().item(), (V.T @ combine_V - combine).norm().item())
+    deviation = max((multiply(X.T, Y) - combine).norm().item() for X, Y in ((U, combine_U), (V, combine_V)))
     size, scale = S.norm().item(), band.largest * rank**0.5
     return Certificate(
         method=method,

@@ -98,9 +98,10 @@ def leading_eigenvectors(
             if columns == limit or error <= goal:
                 eigenvectors = space @ vectors
                 return eigenvectors, eigenvectors * values + block @ residuals
-            # Where the line through the last two errors, on a logarithmic scale, meets the tolerance.
+            # Where the line through the last two errors, on a logarithmic scale, meets the goal; at first a guess.
             slope = (math.log(before) - math.log(error)) / (columns - checked)
-            step = min(columns // 8, int(math.log(error / goal) / slope)) if slope > 0 else columns // 8
+            farthest = columns // (4 if checked else 8)
+            step = min(farthest, int(math.log(error / goal) / slope)) if slope > 0 else farthest
             checked, before, check = columns, error, columns + step
         block = block[:, : limit - columns]
 
