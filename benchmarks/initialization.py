@@ -3,7 +3,8 @@
     python benchmarks/initialization.py [--quick] [--model DIR] [--out benchmarks/results/initialization-cpu.json]
     python benchmarks/initialization.py --llama2-7b
 
-PEFT's `pissa` and `mica` are `torch.linalg.svd` in float32, its `pissa_niter_16` is `torch.svd_lowrank(…, niter=16)`.
+At every rank beside `torch.linalg.svd` in float32, which PEFT's `pissa` and `mica` call, and the `torch.svd_lowrank` of
+its `pissa_niter_16`; then, at one rank, an adapter of the weight by PEFT's own three initialisations and by ours.
 Energy is what the band holds of the weight, ‖W V‖², against the float64 spectrum: its relative excess (minor) or lack
 (principal). Residuals are relative to σ_max, as in the certificate.
 """
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import Tensor
 
+from milora.method.adapter import initialize_lora_milora_weights
 from milora.method.solver.certificate import Band, certify
 from milora.method.spectrum import Factors, decompose_weight
 from milora.run.directory import describe_environment
@@ -137,6 +140,24 @@ def measure_shape(out: int, into: int, spectrum: str, ranks: list[int], repetiti
         rows.append(row)
         print_row(row)
     return rows
+
+
+def measure_peft(out: int, into: int, repetitions: int, rank: int = 64) -> dict[str, Any]:
+    """Seconds from a weight to an initialised PEFT adapter, by PEFT's initialisations and by ours."""
+    W = bulk_weight(out, into)
+
+    def adapt(initialization: bool | str) -> PeftModel:
+        linear = torch.nn.Linear(into, out, bias=False, device="meta")
+        linear.weight = torch.nn.Parameter(W.clone())
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"], init_lora_weights=initialization)
+        return get_peft_model(torch.nn.Sequential(linear), config)
+
+    calls: dict[str, Callable[[], Any]] = {name: partial(adapt, name) for name in ("pissa", "pissa_niter_16", "mica")}
+    calls["milora"] = lambda: initialize_lora_milora_weights(adapt(True))
+    seconds, _ = alternate(calls, repetitions)
+    beside = (f"{name} {elapsed:.3f} s ({elapsed / seconds['milora']:.2f}x)" for name, elapsed in seconds.items())
+    print(f"{out}x{into} bulk, an adapter of r={rank}: {', '.join(beside)}", flush=True)
+    return {"shape": f"{out}x{into}", "spectrum": "bulk", "rank": rank, "repetitions": repetitions, "seconds": seconds}
 
 
 def certificate_of(factors: Factors) -> dict[str, Any]:
@@ -272,13 +293,15 @@ def main() -> None:
         report["llama2_7b"] = measure_llama(rank=64)
     else:
         rows: list[dict[str, Any]] = []
+        adapters: list[dict[str, Any]] = []
         for shape in options.shapes[:3] if options.quick else options.shapes:
             out, into = map(int, shape.split("x"))
             size = min(out, into)
             repetitions = options.repetitions or (3 if options.quick else 9 if size < 1024 else 3 if size < 4096 else 1)
             for spectrum in ("bulk", "decaying") if out == into else ("bulk",):
                 rows += measure_shape(out, into, spectrum, options.ranks, repetitions)
-        report["shapes"] = rows
+            adapters.append(measure_peft(out, into, repetitions))
+        report |= {"shapes": rows, "peft": adapters}
         if options.model:
             report["model"] = measure_model(options.model, [16, 64], every=10 if options.quick else 1)
         else:
