@@ -142,7 +142,7 @@ def measure_shape(out: int, into: int, spectrum: str, ranks: list[int], repetiti
     return rows
 
 
-def measure_peft(out: int, into: int, repetitions: int, rank: int = 64) -> dict[str, Any]:
+def measure_peft(out: int, into: int, rank: int, repetitions: int) -> dict[str, Any]:
     """Seconds from a weight to an initialised PEFT adapter, by PEFT's initialisations and by ours."""
     W = bulk_weight(out, into)
 
@@ -300,7 +300,7 @@ def main() -> None:
             repetitions = options.repetitions or (3 if options.quick else 9 if size < 1024 else 3 if size < 4096 else 1)
             for spectrum in ("bulk", "decaying") if out == into else ("bulk",):
                 rows += measure_shape(out, into, spectrum, options.ranks, repetitions)
-            adapters.append(measure_peft(out, into, repetitions))
+            adapters.append(measure_peft(out, into, rank=64, repetitions=repetitions))
         report |= {"shapes": rows, "peft": adapters}
         if options.model:
             report["model"] = measure_model(options.model, [16, 64], every=10 if options.quick else 1)

@@ -35,7 +35,8 @@ def _by_root(W: Tensor) -> Iterator[Operator]:
         root, failed = torch.linalg.inv_ex(W)
     else:
         factor, failed = torch.linalg.cholesky_ex(gram_lower(W))
-        root = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False).T
+        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        root = torch.linalg.solve_triangular(factor, identity, upper=False).T
     if not failed and W.norm() * root.norm() < LIMIT:
         yield lambda X: root @ (root.T @ X.to(root.dtype))
 

@@ -27,7 +27,7 @@ def lanczos_bands(W: Tensor, rank: int, components: str, seed: int) -> Iterator[
     """
     generator = torch.Generator().manual_seed(seed)
     minor = components == "minor"
-    largest = _largest(W, generator) if minor else 0.0
+    largest = _largest(W, generator) if minor else 0.0  # the principal band holds σ_max itself
 
     def tolerance(values: Tensor) -> float:
         if not minor:
