@@ -117,7 +117,7 @@ def measure(folder: Path, layers: int) -> dict[str, Any]:
         "rank": RANK,
     }
     report["targets"] = {name: {"shape": shape, "count": layers} for name, shape in TARGETS.items()}
-    report["imports"] = watch(sys.executable, "-c", "import milora.training.adapter")
+    report["imports"] = watch(sys.executable, "-c", "import milora.models.methods")
     for base in ("intact", "residual"):
         options = ("--rank", str(RANK), "--targets", ",".join(TARGETS), "--base", base, "--jobs", "1")
         found = watch(sys.executable, "-m", "milora", "init", str(model), *options, "-o", str(folder / base))

@@ -18,13 +18,13 @@ import torch
 from initialization import clock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from milora.evaluation.benchmark import Benchmark
-from milora.evaluation.engine import LocalEngine, Request
+from milora.evaluation.benchmarks.benchmark import Benchmark
+from milora.evaluation.generation.local import LocalEngine, Request
 from milora.evaluation.target import resolve_target
-from milora.evaluation.tasks import BENCHMARKS
-from milora.evaluation.wide import widen
+from milora.evaluation.benchmarks import BENCHMARKS
+from milora.evaluation.generation.wide import widen
 from milora.run.directory import describe_environment
-from milora.run.models import attach_adapter, load_model, load_tokenizer
+from milora.models.base import attach_adapter, load_model, load_tokenizer
 
 
 def loop(

@@ -17,7 +17,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import milora
-from milora.run.models import EMBEDDED, load_model
+from milora.models.base import EMBEDDED, load_model
 from milora.run.recipe import ModelSection
 
 RANK = 16

@@ -22,7 +22,7 @@ from transformers import (
 
 import milora
 from milora.cli import main
-from milora.run.models import EMBEDDED, load_tokenizer, resolve_model
+from milora.models.base import EMBEDDED, load_tokenizer, resolve_model
 from milora.run.recipe import ModelSection
 
 

@@ -78,7 +78,7 @@ def init(
     The checkpoint is read from its safetensors, a weight at a time for each job.
     """
     from milora.run.recipe import AdapterSection, ModelSection
-    from milora.training.adapter import write_start
+    from milora.models.methods import write_start
 
     names: str | list[str] = targets if targets == "all-linear" else targets.split(",")
     adapter = AdapterSection(rank=rank, alpha=alpha, target_modules=names, components=components, base=base)
@@ -120,7 +120,7 @@ def evaluate_(
     allow_code_execution: Annotated[bool, typer.Option("--allow-code-execution", help="For humaneval.")] = False,
 ) -> None:
     """Score a model on benchmarks; what is scored already stays, and a killed evaluation goes on."""
-    from milora.comparison.scores import format_table, read_scores
+    from milora.evaluation.scores import format_table, read_scores
     from milora.evaluation.evaluate import evaluate
     from milora.evaluation.target import resolve_target
     from milora.run.launch import is_main_process
@@ -161,7 +161,7 @@ def export(
     for the original one.
     """
     from milora.run.directory import open_run
-    from milora.run.export import export_adapter, export_run
+    from milora.models.export import export_adapter, export_run
 
     target = output or path / "export" / form
     if initial is not None:
@@ -173,13 +173,13 @@ def export(
 @app.command("run")
 def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> None:
     """Train, evaluate, export and report: the main job in one go."""
-    from milora.comparison.report import write_report
-    from milora.comparison.scores import format_table, read_scores
+    from milora.report.run_page import write_report
+    from milora.evaluation.scores import format_table, read_scores
     from milora.evaluation.evaluate import check_evaluation, evaluate
     from milora.evaluation.forgetting import check_text, forget
     from milora.evaluation.target import target_of_run
     from milora.run.directory import create_run, locked
-    from milora.run.export import Form, export_run
+    from milora.models.export import Form, export_run
     from milora.run.launch import is_main_process
     from milora.run.recipe import load_recipe
     from milora.training.train import train as train_run
@@ -225,10 +225,10 @@ def compare_(
         return
 
     from milora.comparison.compare import run_missing
-    from milora.comparison.page import write_results
+    from milora.report.comparison_page import write_results
     from milora.comparison.results import collect_results
-    from milora.comparison.sentences import say_what_it_cannot, say_what_it_shows
-    from milora.comparison.tables import format_arms, format_tests
+    from milora.report.sentences import say_what_it_cannot, say_what_it_shows
+    from milora.report.tables import format_arms, format_tests
     from milora.run.directory import locked
 
     with locked(grid.path):

@@ -3,7 +3,7 @@
 import pytest
 
 from milora.evaluation.graders.code import extract_function, official_function, program
-from milora.evaluation.sandbox import run_programs
+from milora.evaluation.sandbox.programs import run_programs
 
 PROMPT = 'import math\n\n\ndef helper(x):\n    return x\n\n\ndef add(a, b):\n    """Add."""\n'
 TEST = "def check(candidate):\n    assert candidate(2, 3) == 5\n    assert candidate(-1, 1) == 0\n"

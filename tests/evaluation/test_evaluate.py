@@ -14,13 +14,13 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 
 from milora import MiloraError
-from milora.evaluation.engine import LocalEngine, Request
+from milora.evaluation.generation.local import LocalEngine, Request
 from milora.evaluation.evaluate import evaluate
-from milora.evaluation.generator import Generator
+from milora.evaluation.generation.generator import Generator
 from milora.evaluation.target import resolve_target
-from milora.evaluation.wide import widen
-from milora.run.files import read_json, read_lines
-from milora.run.models import attach_adapter, load_model, load_tokenizer
+from milora.evaluation.generation.wide import widen
+from milora.method.files import read_json, read_lines
+from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.run.recipe import EvaluationSection, ModelSection
 from tests.conftest import drift, logits_of
 

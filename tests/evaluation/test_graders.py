@@ -8,7 +8,7 @@ from milora.evaluation.graders.choices import corrected_choice, official_choice
 from milora.evaluation.graders.grade import Grade, grade_within
 from milora.evaluation.graders.mathematics import corrected_mathematics, last_boxed, official_mathematics
 from milora.evaluation.graders.numbers import corrected_number, official_number
-from milora.run.data import load_rows
+from milora.data.rows import load_rows
 from tests.evaluation.table_choices import CHOICES
 from tests.evaluation.table_mathematics import MATHEMATICS
 from tests.evaluation.table_numbers import NUMBERS

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from milora.evaluation import sandbox
-from milora.evaluation.sandbox import run_program, run_programs
-from milora.evaluation.tasks.humaneval import grade_programs
-from milora.run.data import load_rows
+from milora.evaluation.sandbox.programs import run_program, run_programs
+from milora.evaluation.benchmarks.humaneval import grade_programs
+from milora.data.rows import load_rows
 
 HOSTILE = {
     "endless loop": "import time\nend = time.time() + 30\nwhile time.time() < end: pass",

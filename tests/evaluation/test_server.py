@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from milora import MiloraError
-from milora.evaluation.engine import Request
-from milora.evaluation.server import ServerEngine
+from milora.evaluation.generation.local import Request
+from milora.evaluation.generation.server import ServerEngine
 
 DECODING = {"until": ["stop"], "max_gen_toks": 7, "do_sample": False, "num_beams": 1}
 
@@ -111,7 +111,7 @@ def test_beams_are_asked_for_as_vllm_takes_them(server):
 def test_a_failure_loses_nothing_and_the_next_run_asks_only_for_the_rest(server, tmp_path):
     from lm_eval.api.instance import Instance
 
-    from milora.evaluation.record import RecordedModel
+    from milora.evaluation.generation.completions import RecordedModel
 
     prompts = ["one", "bad", "slow two", "flaky three"]
     asked = [Instance("generate_until", {}, (prompt, DECODING), index) for index, prompt in enumerate(prompts)]

@@ -33,7 +33,7 @@ def _init(model: str, output: str, base: str) -> None:
 def start():
     """Start the command in a process of its own that has its imports already: seconds of each start."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["milora.training.adapter", "milora.cli"])
+    context.set_forkserver_preload(["milora.models.methods", "milora.cli"])
 
     def start(*arguments: Path | str) -> multiprocessing.Process:
         process = context.Process(target=_init, args=tuple(map(str, arguments)))

@@ -13,8 +13,8 @@ import milora
 from milora import MiloraError
 from milora.method.variant import read_weight
 from milora.run.directory import open_run
-from milora.run.export import export_run
-from milora.run.models import attach_adapter, load_model
+from milora.models.export import export_run
+from milora.models.base import attach_adapter, load_model
 from milora.run.recipe import load_recipe
 from tests.conftest import add_milora, drift, logits_of, train_briefly
 

@@ -1,68 +1,511 @@
-"""Many weights at once: the same factors whatever the number of cores, and from the cache."""
+"""A band of singular components against the float64 decomposition, its edges, and the certificate that guards it."""
+
+import dataclasses
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
-import milora
-from milora import MiloraError
-
-
-def _fresh(load_small, **options):
-    return get_peft_model(load_small(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], **options))
-
-
-def _same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+from milora.method import spectrum
+from milora.method.errors import MiloraError
+from milora.method.solver import certificate, lanczos
+from milora.method.decomposition import Factors, decompose_weight
 
 
-def test_jobs_give_the_same_factors(load_small):
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small only get slower with more, above all where other processes run."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    alone = milora.get_milora_state_dict(_fresh(load_small))
-    assert _same(alone, milora.get_milora_state_dict(_fresh(load_small), jobs=2))
+    yield
+    torch.set_num_threads(threads)
 
 
-def test_equal_weights_at_once_share_a_cache(load_small, tmp_path):
-    model = _fresh(load_small)
-    layers = [part for part in model.modules() if hasattr(part, "lora_A") and part.in_features == part.out_features]
-    for layer in layers:
-        layer.get_base_layer().weight.data = layers[0].get_base_layer().weight.data.clone()
-    state = milora.get_milora_state_dict(model, jobs=4, cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3 and len(state) == 12
+def orthonormal(rows: int, columns: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64)).Q
 
 
-def test_jobs_below_one_are_refused(load_small):
-    with pytest.raises(MiloraError, match="jobs=0"):
-        milora.get_milora_state_dict(_fresh(load_small), jobs=0)
+def with_spectrum(out: int, into: int, values: Tensor, seed: int = 0) -> Tensor:
+    k = len(values)
+    return (orthonormal(out, k, seed) * values.double()) @ orthonormal(into, k, seed + 1).T
 
 
-def test_every_layer_reports_its_certificate(load_small):
-    report = milora.initialize_lora_milora_weights(_fresh(load_small))
-    for layer in report.layers.values():
-        assert layer.certificate is not None and layer.certificate.residual < 1e-5
+def bulk(out: int, into: int, seed: int = 0, outliers: int = 4) -> Tensor:
+    """A Marchenko–Pastur bulk with strong outliers, in bf16 like a language model's weight."""
+    generator = torch.Generator().manual_seed(seed)
+    W = 0.02 * torch.randn(out, into, generator=generator, dtype=torch.float64)
+    edge = 0.02 * (out**0.5 + into**0.5)
+    return (W + with_spectrum(out, into, edge * torch.linspace(6, 2, outliers), seed + 1)).bfloat16()
 
 
-def test_cache_is_found_by_weight_and_options(load_small, tmp_path):
-    first = milora.get_milora_state_dict(_fresh(load_small), cache=tmp_path)
-    entries = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    assert len(entries) == 4
-    assert _same(first, milora.get_milora_state_dict(_fresh(load_small), cache=tmp_path))
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == entries
-    milora.get_milora_state_dict(_fresh(load_small), components="principal", cache=tmp_path)
-    milora.get_milora_state_dict(_fresh(load_small, lora_alpha=16), cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 12
+def reference(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.linalg.svd(weight.double(), full_matrices=False)
+
+
+def energy(weight: Tensor, factors: Factors) -> float:
+    """‖W V‖² for the span of A's rows: what the band holds of the weight."""
+    V = torch.linalg.qr(factors.A.double().T).Q
+    return (weight.double() @ V).square().sum().item()
+
+
+def assert_sound(weight: Tensor, rank: int, factors: Factors, scaling: float = 1.0) -> None:
+    """The factors are s⁻¹ U S Vᵀ with orthonormal U, V and S against W itself, to float32."""
+    largest = reference(weight)[1][0].item()
+    product = scaling * factors.B.double() @ factors.A.double()
+    assert factors.B.shape == (weight.shape[0], rank)
+    assert factors.A.shape == (rank, weight.shape[1])
+    assert torch.linalg.svdvals(product)[:rank] == pytest.approx(factors.singular_values.double(), abs=1e-6 * largest)
+    assert factors.largest == pytest.approx(largest, rel=1e-2)
+    assert factors.certificate is not None
+
+
+SHAPES = [(448, 448), (640, 448), (448, 640)]
+ITERATIVE = [(448, 448, 16), (640, 448, 16), (448, 640, 16), (448, 448, 1), (640, 448, 44)]
+
+
+@pytest.mark.parametrize(("out", "into", "rank"), ITERATIVE)
+@pytest.mark.parametrize("components", ["minor", "principal"])
+def test_lanczos_agrees_with_the_float64_decomposition(out, into, rank, components):
+    weight = bulk(out, into)
+    U, S, Vh = reference(weight)
+    band = slice(-rank, None) if components == "minor" else slice(0, rank)
+    factors = decompose_weight(weight, rank, components=components, solver="lanczos", scaling=2.0)
+    assert factors.certificate.method == "lanczos"
+    assert not factors.certificate.fell_back
+    assert_sound(weight, rank, factors, scaling=2.0)
+    torch.testing.assert_close(factors.singular_values.double(), S[band], rtol=1e-6, atol=1e-7 * S[0].item())
+    assert energy(weight, factors) == pytest.approx(S[band].square().sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["lanczos", "gram", "exact"])
+@pytest.mark.parametrize(("out", "into"), SHAPES)
+@pytest.mark.parametrize("components", ["minor", "principal"])
+def test_a_separated_band_is_the_same_subspace_and_the_same_product(solver, out, into, components):
+    values = torch.logspace(0, -1, 448)
+    values[-12:] = 0.02 * torch.linspace(1, 0.3, 12)
+    values[:12] = torch.linspace(9, 3, 12)
+    weight = with_spectrum(out, into, values)
+    U, S, Vh = reference(weight)
+    band = slice(-12, None) if components == "minor" else slice(0, 12)
+    factors = decompose_weight(weight.float(), 12, components=components, solver=solver)
+    assert factors.certificate.method == solver
+    product = (U[:, band] * S[band]) @ Vh[band]
+    tolerance = 3e-4 if solver == "exact" else 2e-4
+    assert (factors.B.double() @ factors.A.double() - product).norm() <= tolerance * product.norm()
+    V = torch.linalg.qr(factors.A.double().T).Q
+    assert (V - Vh[band].T @ (Vh[band] @ V)).norm() <= 1e-3
+
+
+@pytest.mark.parametrize("components", ["minor", "principal", "middle", "random"])
+@pytest.mark.parametrize(("out", "into"), [(96, 96), (160, 96), (96, 160)])
+@pytest.mark.parametrize("solver", ["auto", "gram", "exact"])
+def test_direct_solvers_take_the_components_asked_for(components, out, into, solver):
+    weight = bulk(out, into).float()
+    U, S, Vh = reference(weight)
+    chosen = spectrum._choose(components, 8, 96, 3)
+    factors = decompose_weight(weight, 8, components=components, solver=solver, seed=3)
+    torch.testing.assert_close(factors.singular_values.double(), S[chosen], rtol=1e-4, atol=1e-6)
+    product = (U[:, chosen] * S[chosen]) @ Vh[chosen]
+    assert (factors.B.double() @ factors.A.double() - product).norm() <= 1e-3 * product.norm()
+
+
+def test_random_components_follow_the_seed():
+    weight = bulk(96, 96)
+    drawn = [decompose_weight(weight, 8, components="random", seed=seed).singular_values for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_random_components_may_be_an_end_of_the_spectrum():
+    weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    drawn = {decompose_weight(weight, 1, components="random", seed=seed).singular_values.item() for seed in range(9)}
+    assert drawn == {3.0, 1.0}
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda data: data[: len(data) // 2], lambda data: data[:-8] + bytes(8), lambda data: b""]
+    ("out", "into", "rank", "components", "method"),
+    [
+        (448, 448, 16, "minor", "lanczos"),
+        (576, 576, 64, "minor", "lanczos"),
+        (1024, 1024, 170, "principal", "lanczos"),
+        (1024, 1024, 171, "principal", "exact"),
+        (600, 448, 16, "minor", "lanczos"),
+        (448, 448, 8, "principal", "lanczos"),
+        (448, 600, 200, "minor", "gram"),
+        (448, 448, 200, "minor", "exact"),
+        (600, 448, 8, "middle", "gram"),
+        (48, 448, 8, "minor", "exact"),
+    ],
 )
-def test_a_harmed_entry_is_made_again(load_small, tmp_path, harm):
-    first = milora.get_milora_state_dict(_fresh(load_small), cache=tmp_path)
-    whole = {file: load(file.read_bytes()) for file in tmp_path.iterdir()}
-    for file in whole:
-        harmed = harm(file.read_bytes())
-        file.unlink()  # not in place: what was loaded is mapped from it
-        file.write_bytes(harmed)
-    assert _same(first, milora.get_milora_state_dict(_fresh(load_small), cache=tmp_path))
-    assert all(_same(load(file.read_bytes()), tensors) for file, tensors in whole.items())
+def test_auto_picks_by_shape_and_rank(out, into, rank, components, method):
+    factors = decompose_weight(bulk(out, into), rank, components=components)
+    assert factors.certificate.method == method
+    assert not factors.certificate.fell_back
+
+
+def test_orthonormal_scale_leaves_the_singular_values_out():
+    factors = decompose_weight(bulk(448, 640), 8, scale="orthonormal", scaling=4.0)
+    identity = torch.eye(8)
+    torch.testing.assert_close(factors.B.T @ factors.B, identity, atol=1e-5, rtol=0)
+    torch.testing.assert_close(16 * factors.A @ factors.A.T, identity, atol=1e-5, rtol=0)
+
+
+# Edges
+
+
+@pytest.mark.parametrize(("out", "into"), [(1, 1), (1, 9), (9, 1), (7, 7), (40, 24), (24, 40)])
+@pytest.mark.parametrize("components", ["minor", "principal", "middle", "random"])
+def test_rank_one_and_full_rank_of_any_shape(out, into, components):
+    weight = bulk(out, into, outliers=1).float()
+    for rank in (1, min(out, into)):
+        factors = decompose_weight(weight, rank, components=components)
+        assert_sound(weight, rank, factors)
+    torch.testing.assert_close(factors.B @ factors.A, weight, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["auto", "lanczos", "gram", "exact"])
+def test_full_rank_is_the_whole_weight_by_every_solver(solver):
+    weight = bulk(120, 100).float()
+    factors = decompose_weight(weight, 100, solver=solver)
+    torch.testing.assert_close(factors.B @ factors.A, weight, atol=1e-5, rtol=0)
+    assert factors.certificate.fell_back == (solver == "lanczos")  # a Krylov space has no room there
+
+
+@pytest.mark.parametrize("solver", ["auto", "lanczos", "gram"])
+@pytest.mark.parametrize(("out", "into"), SHAPES)
+@pytest.mark.parametrize("nullity", [3, 60])
+def test_null_space_smaller_and_larger_than_the_rank(solver, out, into, nullity):
+    values = torch.linspace(1, 0.1, 448)
+    values[448 - nullity :] = 0
+    weight = with_spectrum(out, into, values).float()
+    factors = decompose_weight(weight, 16, solver=solver)
+    S = reference(weight)[1]
+    assert factors.singular_values.double() == pytest.approx(S[-16:], rel=1e-4, abs=1e-6)
+    assert_sound(weight, 16, factors)
+    assert not factors.certificate.fell_back
+
+
+@pytest.mark.parametrize("solver", ["auto", "lanczos", "gram", "exact"])
+def test_zero_matrix(solver):
+    factors = decompose_weight(torch.zeros(448, 448), 4, solver=solver)
+    assert not factors.singular_values.any()
+    assert not factors.A.any()
+    assert not factors.B.any()
+    basis = decompose_weight(torch.zeros(448, 448), 4, solver=solver, scale="orthonormal")
+    torch.testing.assert_close(basis.A @ basis.A.T, torch.eye(4), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("out", "into"), SHAPES)
+def test_zero_rows_and_columns(out, into):
+    weight = bulk(out, into).float()
+    weight[5:10] = 0
+    weight[:, 7] = 0
+    factors = decompose_weight(weight, 16)
+    S = reference(weight)[1]
+    assert factors.singular_values.double() == pytest.approx(S[-16:], rel=1e-4, abs=1e-6 * S[0].item())
+    assert_sound(weight, 16, factors)
+
+
+@pytest.mark.parametrize("solver", ["auto", "lanczos", "gram", "exact"])
+@pytest.mark.parametrize("copies", [24, 448])
+def test_repeated_singular_values(solver, copies):
+    """More copies than a Lanczos block has columns: a Krylov space sees one block of them, the probe the others."""
+    values = torch.linspace(3, 1, 448)
+    values[448 - copies :] = 0.5
+    weight = with_spectrum(448, 448, values).float()
+    factors = decompose_weight(weight, 20, solver=solver)
+    torch.testing.assert_close(factors.singular_values, torch.full((20,), 0.5), atol=1e-5, rtol=0)
+    assert_sound(weight, 20, factors)
+
+
+@pytest.mark.parametrize("solver", ["auto", "lanczos", "gram", "exact"])
+@pytest.mark.parametrize(("out", "into"), SHAPES)
+def test_condition_1e12_in_float64(solver, out, into):
+    weight = with_spectrum(out, into, torch.logspace(0, -12, 448))
+    factors = decompose_weight(weight, 8, solver=solver)
+    S = reference(weight)[1]
+    assert factors.B.dtype == torch.float64
+    torch.testing.assert_close(factors.singular_values, S[-8:], rtol=0, atol=1e-14)
+    # Squared, this condition is far beyond float64: the certificate must have refused.
+    assert factors.certificate.fell_back or solver in ("auto", "exact", "lanczos")
+
+
+@pytest.mark.parametrize(("out", "into"), SHAPES)
+def test_condition_1e12_in_float32(out, into):
+    weight = with_spectrum(out, into, torch.logspace(0, -12, 448)).float()
+    factors = decompose_weight(weight, 8)
+    assert factors.singular_values.max() <= reference(weight)[1][-8] + 1e-6
+    assert_sound(weight, 8, factors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("solver", ["auto", "lanczos"])
+def test_every_dtype(dtype, solver):
+    weight = bulk(448, 448).to(dtype)
+    before = weight.clone()
+    factors = decompose_weight(weight, 8, solver=solver)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert factors.A.dtype == factors.B.dtype == factors.singular_values.dtype == wide
+    assert energy(weight, factors) == pytest.approx(reference(weight)[1][-8:].square().sum().item(), rel=1e-6)
+    assert torch.equal(weight, before)
+
+
+def test_transposed_storage_gives_the_transposed_factors():
+    """Conv1D stores (in, out): the layer passes a transposed view."""
+    weight = bulk(448, 640).float()
+    straight = decompose_weight(weight, 8)
+    through_view = decompose_weight(weight.T.contiguous().T, 8)
+    torch.testing.assert_close(through_view.B @ through_view.A, straight.B @ straight.A, atol=1e-6, rtol=0)
+    other_way = decompose_weight(weight.T, 8)
+    torch.testing.assert_close((other_way.B @ other_way.A).T, straight.B @ straight.A, atol=1e-6, rtol=0)
+
+
+def test_a_weight_that_needs_gradients_gives_factors_that_do_not():
+    factors = decompose_weight(torch.randn(8, 8, requires_grad=True), 2)
+    assert not factors.A.requires_grad
+    assert not factors.B.requires_grad
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_nan_and_inf_are_refused(value, dtype):
+    weight = torch.ones(8, 8, dtype=dtype)
+    weight[3, 4] = value
+    with pytest.raises(MiloraError, match="NaN or Inf"):
+        decompose_weight(weight, 2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "rank", "options", "message"),
+    [
+        (torch.ones(4, 6), 5, {}, "rank 5 is outside"),
+        (torch.ones(4, 6), 0, {}, "rank 0 is outside"),
+        (torch.ones(4), 1, {}, "must be a matrix"),
+        (torch.ones(4, 4), 1, {"components": "major"}, "components='major'"),
+        (torch.ones(4, 4), 1, {"scale": "none"}, "scale='none'"),
+        (torch.ones(4, 4), 1, {"solver": "magic"}, "solver='magic'"),
+        (torch.ones(4, 4), 1, {"solver": "lanczos", "components": "middle"}, "cannot find middle"),
+    ],
+)
+def test_what_cannot_be_honoured_is_an_error(weight, rank, options, message):
+    with pytest.raises(MiloraError, match=message):
+        decompose_weight(weight, rank, **options)
+
+
+# Determinism
+
+
+@pytest.mark.parametrize(("out", "into"), SHAPES)
+@pytest.mark.parametrize("components", ["minor", "principal"])
+def test_the_same_bytes_for_the_same_input(out, into, components):
+    weight = bulk(out, into)
+    torch.manual_seed(1)
+    first = decompose_weight(weight, 8, components=components)
+    torch.manual_seed(2)
+    second = decompose_weight(weight.clone(), 8, components=components)
+    assert torch.equal(first.A, second.A)
+    assert torch.equal(first.B, second.B)
+    assert first == dataclasses.replace(first)
+    assert first.certificate == second.certificate
+
+
+@pytest.mark.parametrize("solver", ["lanczos", "gram", "exact"])
+def test_signs_are_canonical_and_the_global_generator_untouched(solver):
+    state = torch.get_rng_state()
+    B = decompose_weight(bulk(448, 448), 8, solver=solver).B
+    assert (B.gather(0, B.abs().argmax(0, keepdim=True)) > 0).all()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_seed_and_threads_change_the_start_and_not_the_band():
+    weight = bulk(448, 448)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for seed, count in ((0, 1), (1, 2)):
+            torch.set_num_threads(count)
+            found.append(decompose_weight(weight, 8, seed=seed))
+    finally:
+        torch.set_num_threads(threads)
+    products = [factors.B @ factors.A for factors in found]
+    assert (products[0] - products[1]).norm() <= 1e-3 * products[0].norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("out", "into"), SHAPES)
+@pytest.mark.parametrize("components", ["minor", "principal"])
+def test_a_gpu_finds_the_band_of_the_processor(out, into, components):
+    weight = bulk(out, into)
+    here, there = (decompose_weight(W, 8, components=components) for W in (weight, weight.cuda()))
+    assert not there.certificate.fell_back
+    assert (here.B @ here.A - (there.B @ there.A).cpu()).norm() <= 1e-3 * here.singular_values.norm()
+
+
+# The certificate
+
+
+def broken(monkeypatch, spoil):
+    """Replace the subspace that Lanczos found by `spoil` of it, and switch the repairs off."""
+    genuine = lanczos.leading_eigenvectors
+
+    def leading_eigenvectors(apply, start, wanted, **options):
+        vectors, images = genuine(apply, start, wanted, **options)
+        return (vectors, images) if wanted == 1 else (spoil(vectors), spoil(images))
+
+    monkeypatch.setattr(lanczos, "leading_eigenvectors", leading_eigenvectors)
+    monkeypatch.setattr(lanczos, "ROUNDS", 1)
+
+
+def garbage(vectors: Tensor) -> Tensor:
+    return torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0), dtype=vectors.dtype)
+
+
+@pytest.mark.parametrize("components", ["minor", "principal"])
+@pytest.mark.parametrize(("out", "into"), SHAPES)
+@pytest.mark.parametrize("fault", ["garbage", "missed"])
+def test_a_broken_solver_is_caught_and_replaced(monkeypatch, components, out, into, fault):
+    weight = bulk(out, into)
+    rank = 8
+    if fault == "garbage":
+        broken(monkeypatch, garbage)
+    else:
+        # True singular vectors, but the wanted ones except for the third, and one further in instead.
+        S, Vh = reference(weight)[1:]
+        order = torch.arange(448).flip(0) if components == "minor" else torch.arange(448)
+        kept = [int(index) for index in (*order[:2], *order[3 : rank + 1])]
+        wrong = Vh[kept].T if out >= into else reference(weight)[0][:, kept]
+        broken(monkeypatch, lambda vectors: wrong.to(vectors.dtype))
+    factors = decompose_weight(weight, rank, components=components, solver="lanczos")
+    assert factors.certificate.method == "exact"
+    assert factors.certificate.fell_back
+    assert ("missed" if fault == "missed" else "lanczos") in factors.certificate.fallback
+    S = reference(weight)[1]
+    band = S[-rank:] if components == "minor" else S[:rank]
+    assert energy(weight, factors) == pytest.approx(band.square().sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("components", ["minor", "principal"])
+@pytest.mark.parametrize(("out", "into"), [(448, 448), (1400, 448)])
+@pytest.mark.parametrize("missed", [0, 5, 10])
+def test_a_missed_component_shows_wherever_it_was(monkeypatch, components, out, into, missed):
+    """The end of a tall weight's spectrum is flat: the inverse hardly lifts what was missed above what comes next."""
+    weight = bulk(out, into)
+    Vh = reference(weight)[2]
+    order = torch.arange(448).flip(0) if components == "minor" else torch.arange(448)
+    kept = [int(index) for place, index in enumerate(order[:17]) if place != missed]
+    broken(monkeypatch, lambda vectors: Vh[kept].T.to(vectors.dtype))
+    for seed in range(3):
+        factors = decompose_weight(weight, 16, components=components, solver="lanczos", seed=seed)
+        assert "missed" in factors.certificate.fallback
+
+
+def test_a_missed_component_is_repaired_without_falling_back(monkeypatch):
+    weight = bulk(448, 448)
+    wrong = reference(weight)[2][-9:-1].T
+    broken(monkeypatch, lambda vectors: wrong)
+    monkeypatch.setattr(lanczos, "ROUNDS", 2)
+    factors = decompose_weight(weight, 8, solver="lanczos")
+    assert factors.certificate.method == "lanczos"
+    assert energy(weight, factors) == pytest.approx(reference(weight)[1][-8:].square().sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("spoil", ["U", "V", "S", "nan", "rotated"])
+def test_a_wrong_band_is_refused_whoever_made_it(monkeypatch, spoil):
+    genuine = spectrum.gram_band
+
+    def gram_band(W, chosen):
+        band = genuine(W, chosen)
+        match spoil:
+            case "U":
+                return dataclasses.replace(band, U=band.U.roll(1, 1))
+            case "V":
+                return dataclasses.replace(band, V=band.V.roll(1, 1))
+            case "S":
+                return dataclasses.replace(band, S=band.S * 1.01)
+            case "nan":
+                return dataclasses.replace(band, U=band.U * float("nan"))
+            case "rotated":
+                turn = orthonormal(len(chosen), len(chosen), 5)
+                return dataclasses.replace(band, U=band.U @ turn, V=band.V @ turn)
+
+    monkeypatch.setattr(spectrum, "gram_band", gram_band)
+    certificate_ = decompose_weight(bulk(120, 100), 24, solver="gram").certificate
+    assert certificate_.method == "exact"
+    assert certificate_.fallback.startswith("gram: ")
+
+
+def test_a_decomposition_that_does_not_converge_is_replaced(monkeypatch):
+    def lanczos_bands(*_):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(spectrum, "lanczos_bands", lanczos_bands)
+    found = decompose_weight(bulk(448, 448), 8).certificate
+    assert found.method == "exact"
+    assert found.fallback == "lanczos on cpu: did not converge"
+
+
+def test_nothing_uncertified_is_returned(monkeypatch):
+    monkeypatch.setattr(spectrum, "objection", lambda *_: "refused")
+    with pytest.raises(MiloraError, match="refused; refused; refused"):
+        decompose_weight(bulk(448, 448), 8)
+
+
+@pytest.mark.parametrize("rank", [1, 8, 40])
+def test_the_certificate_measures_what_it_says(rank):
+    W = bulk(160, 120).double()
+    U, S, Vh = reference(W)
+    generator = torch.Generator().manual_seed(0)
+    V = Vh[-rank:].T + 1e-3 * torch.randn(120, rank, generator=generator, dtype=torch.float64)
+    band = certificate.Band(U[:, -rank:], S[-rank:], V, S[0].item(), None)
+    found = certificate.certify(W, band, "exact")
+    residual = max((W @ V - band.U * band.S).norm(), (W.T @ band.U - V * band.S).norm()).item()
+    # Estimated from 16 combinations above rank 16: within a factor, never an order.
+    assert found.residual == pytest.approx(residual / (S[0].item() * rank**0.5), rel=1e-6 if rank <= 16 else 0.5)
+    assert found.relative_residual == pytest.approx(residual / S[-rank:].norm().item(), rel=1e-6 if rank <= 16 else 0.5)
+    deviation = (V.T @ V - torch.eye(rank)).norm().item() / rank**0.5
+    assert found.orthonormality == pytest.approx(deviation, rel=1e-6 if rank <= 16 else 0.5)
+
+
+SPECTRA = {
+    "flat": lambda k: torch.ones(k),
+    "linear": lambda k: torch.linspace(1, 0.01, k),
+    "decaying": lambda k: torch.logspace(0, -5, k),
+    "outliers": lambda k: torch.cat([torch.full((2,), 50.0), torch.linspace(1, 0.2, k - 2)]),
+    "null": lambda k: torch.cat([torch.linspace(1, 0.5, k - k // 3), torch.zeros(k // 3)]),
+    "steps": lambda k: torch.tensor([float(2 - i // (k // 4 + 1) / 2) for i in range(k)]),
+}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_every_result_bears_its_certificate(data):
+    """Whatever the input, the certificate's figures hold when they are measured again from the factors alone."""
+    out, into = (data.draw(st.integers(90, 220), label=side) for side in ("out", "into"))
+    k = min(out, into)
+    components = data.draw(st.sampled_from(["minor", "principal", "middle", "random"]), label="components")
+    ends = components in ("minor", "principal")
+    solver = data.draw(st.sampled_from(["auto", "gram", "exact"] + ["lanczos"] * 3 * ends), label="solver")
+    rank = data.draw(st.one_of(st.integers(1, 16), st.integers(1, k)), label="rank")
+    dtype = data.draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]), label="dtype")
+    kind = data.draw(st.sampled_from(sorted(SPECTRA)), label="spectrum")
+    weight = with_spectrum(out, into, SPECTRA[kind](k), seed=data.draw(st.integers(0, 99), label="seed")).to(dtype)
+
+    factors = decompose_weight(weight, rank, components=components, solver=solver, scale="orthonormal")
+
+    found = factors.certificate
+    W, U, V, S = weight.double(), factors.B.double(), factors.A.double().T, factors.singular_values.double()
+    largest, size = reference(weight)[1][0].item(), S.norm().item()
+    rounding = 1e-6 * largest * rank**0.5
+    residual = max((W @ V - U * S).norm(), (W.T @ U - V * S).norm()).item()
+    assert residual <= 2 * found.residual * largest * rank**0.5 + rounding
+    assert residual <= max(1e-3 * size, 1e-5 * largest * rank**0.5) + rounding
+    for X in (U, V):
+        assert (X.T @ X - torch.eye(rank)).norm() <= 1e-5 * rank**0.5
+    # Nothing was missed: the band is the end of the spectrum it claims to be.
+    truth = reference(weight)[1][spectrum._choose(components, rank, k, 0)]
+    if ends:
+        torch.testing.assert_close(S, truth, rtol=2e-4, atol=5e-6 * largest)
+        assert (found.beyond is None) == (rank == k)

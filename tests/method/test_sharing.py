@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import milora
 from milora import MiloraError
-from milora.method.sharing import share_out
+from milora.method.factors import share_out
 from tests.conftest import add_milora, logits_of, make_qwen
 
 
@@ -93,7 +93,7 @@ def checked(tmp_path_factory) -> Path:
     """What two processes found, each of which made all checks."""
     folder = tmp_path_factory.mktemp("checked")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.engine_on_cpu", "milora.training.train", "milora.evaluation.evaluate"])
+    context.set_forkserver_preload(["tests.launch_on_cpu", "milora.training.train", "milora.evaluation.evaluate"])
     processes = [context.Process(target=_check, args=(rank, folder)) for rank in range(2)]
     for process in processes:
         process.start()

@@ -19,10 +19,10 @@ from milora import MiloraError
 from milora.evaluation.target import resolve_target
 from milora.run.directory import create_run
 from milora.run.launch import list_engines, locate_engine
-from milora.run.models import EMBEDDED, load_tokenizer
+from milora.models.base import EMBEDDED, load_tokenizer
 from milora.run.recipe import ModelSection, load_recipe
 from milora.training.train import train
-from tests.engine_on_cpu import start
+from tests.launch_on_cpu import start
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ class Cell:
 
 def list_comparisons() -> list[str]:
     """Return the names of the shipped comparisons."""
-    return sorted(path.name.removesuffix(".yaml") for path in files("milora").joinpath("comparisons").iterdir())
+    return sorted(path.name.removesuffix(".yaml") for path in files("milora.comparison").joinpath("comparisons").iterdir())
 
 
 def load_comparison(name: str, overrides: Sequence[str] = ()) -> Comparison:

@@ -9,7 +9,7 @@ import numpy as np
 
 from milora.comparison.grid import Grid
 from milora.comparison.plan import Cell
-from milora.comparison.scores import AVERAGE, read_scores, read_verdicts
+from milora.evaluation.scores import AVERAGE, read_scores, read_verdicts
 from milora.comparison.statistics import Difference, Interval, Matrix, compare_pair, correct_for_many, interval_of_mean
 from milora.evaluation.forgetting import FORGETTING
 from milora.run.directory import RunDirectory

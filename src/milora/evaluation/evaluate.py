@@ -7,22 +7,22 @@ from typing import Any
 
 from lm_eval import simple_evaluate
 
-from milora.evaluation.benchmark import Benchmark, Grades, make_task
-from milora.evaluation.engine import Engine, LocalEngine
-from milora.evaluation.foreign import find_foreign, score_foreign
-from milora.evaluation.record import RecordedModel
-from milora.evaluation.sandbox import describe_confinement
-from milora.evaluation.server import ServerEngine
+from milora.evaluation.benchmarks.benchmark import Benchmark, Grades, make_task
+from milora.evaluation.generation.local import Engine, LocalEngine
+from milora.evaluation.harness import find_foreign, score_foreign
+from milora.evaluation.generation.completions import RecordedModel
+from milora.evaluation.sandbox.programs import describe_confinement
+from milora.evaluation.generation.server import ServerEngine
 from milora.evaluation.target import Target
-from milora.evaluation.tasks import BENCHMARKS, GROUPS
-from milora.evaluation.wide import widen
+from milora.evaluation.benchmarks import BENCHMARKS, GROUPS
+from milora.evaluation.generation.wide import widen
 from milora.method.errors import MiloraError
 from milora.run.directory import describe_environment, locked
-from milora.run.files import read_json, write_json, write_lines
+from milora.method.files import read_json, write_json, write_lines
 from milora.run.launch import is_main_process
-from milora.run.models import load_tokenizer
+from milora.models.base import load_tokenizer
 from milora.run.recipe import EvaluationSection, Recipe
-from milora.run.sets import Row
+from milora.data.sets import Row
 
 SCORES, SAMPLES = "scores.json", "samples.jsonl"
 

@@ -14,7 +14,7 @@ from milora.method.analysis import measure_forgetting
 from milora.method.errors import MiloraError
 from milora.run.directory import RunDirectory
 from milora.run.launch import processes
-from milora.run.models import load_model, load_tokenizer
+from milora.models.base import load_model, load_tokenizer
 from milora.run.recipe import ForgettingSection
 
 FORGETTING = "forgetting.json"

@@ -15,7 +15,7 @@ from milora.method.export import save_milora_as_lora
 from milora.method.layers import MARKS
 from milora.method.variant import Base
 from milora.run.directory import RunDirectory, open_run
-from milora.run.models import attach_adapter, load_model
+from milora.models.base import attach_adapter, load_model
 from milora.run.recipe import Dtype, ModelSection, Recipe
 
 EVALUATIONS = Path("evaluations")

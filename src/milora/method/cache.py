@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from milora.method.content import view_bytes
+from milora.method.files import view_bytes
 from milora.method.errors import MiloraError
 from milora.method.solver.certificate import Certificate
-from milora.method.spectrum import Factors
+from milora.method.decomposition import Factors
 
 VERSION = "1"  # changes whenever the same weight and options would give other factors
 

@@ -1,99 +1,165 @@
-"""Many weights → their factors: over several cores, from a cache, with a progress bar."""
+"""One weight → the factors of a band of its singular components."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
-from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor
-from tqdm import tqdm
 
-from milora.method.cache import FactorCache
 from milora.method.errors import MiloraError
-from milora.method.sharing import cost_of
-from milora.method.spectrum import Components, Factors, Scale, check_rank, decompose_weight
-
+from milora.method.options import Components, Solver, Weighting
+from milora.method.solver.certificate import Band, Certificate, certify, objection
+from milora.method.solver.direct import exact_band, gram_band
+from milora.method.solver.lanczos import has_room, lanczos_bands
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Which components of every weight, and how they go into the factors; see `decompose_weight`."""
+class Factors:
+    """The rank-r band `scaling · B @ A` of a weight `(out, in)`, and the singular values it was made from.
 
-    components: Components = "minor"
-    scale: Scale = "singular"
-    seed: int = 0
+    `B` is `(out, r)`, `A` is `(r, in)`, `singular_values` `(r,)` descending; all float32, or float64 for a
+    float64 weight. `largest` is the largest singular value of the whole weight, within 1 %. `certificate` says how
+    the band was found and how good it is; None for factors that were read, not computed.
+    """
+
+    B: Tensor
+    A: Tensor
+    singular_values: Tensor
+    largest: float
+    certificate: Certificate | None = None
 
 
-def decompose_layers(
-    layers: dict[str, LoraLinear],
-    adapter_name: str,
-    choice: Choice,
-    read: Callable[[str], Tensor],
+def decompose_weight(
+    weight: Tensor,
+    rank: int,
     *,
-    jobs: int = 1,
-    cache: Path | None = None,
-) -> Iterator[tuple[str, Factors]]:
-    """Yield each layer's name and the factors of its base weight, in order; rank and scaling are the layers' own.
+    components: Components = "minor",
+    weighting: Weighting = "singular",
+    scaling: float = 1.0,
+    solver: Solver = "auto",
+    seed: int = 0,
+) -> Factors:
+    """Return the factors of `rank` singular components of `weight` (arXiv 2406.09044, section 3).
+
+    With W = U S Vᵀ, singular values descending, and m the chosen components:
+
+        weighting="singular":     B = U_m (S_m/s)^½   A = (S_m/s)^½ V_mᵀ   so that  s·B A = U_m S_m V_mᵀ
+        weighting="orthonormal":  B = U_m             A = V_mᵀ / s         so that  s·B A = U_m V_mᵀ
 
     Args:
-        read: gives the weight `(out, in)` of the layer of that name, when its turn comes.
-        jobs: weights at a time, each on one thread of its own where there are more than one: for matrices of this size
-            two threads on two weights beat two threads on one. Memory beyond what `read` holds is a few weights for
-            each.
-        cache: a folder in which factors are looked up and kept.
+        weight: `(out, in)`, any floating dtype; decomposed to the precision of float32, or of float64 if it is that.
+        rank: r, at most min(out, in).
+        components: the last r ("minor", MiLoRA), the first r ("principal", PiSSA), the r around the middle of the
+            spectrum, or r drawn by `seed` without replacement (paper section 5, table 6).
+        weighting: whether the singular values go into the factors.
+        scaling: s, LoRA's alpha / r or alpha / √r.
+        solver: "lanczos" (block Lanczos, either end of the spectrum), "gram" (eigenvectors of WᵀW), "exact" (full
+            SVD), or the fastest of them. A result that fails its certificate is replaced by the exact one.
+        seed: of "random" and of the start of "lanczos".
+
+    Signs are canonical: the entry of largest magnitude in each column of U is positive.
 
     Raises:
-        MiloraError: with the name of the layer whose weight cannot be decomposed.
+        MiloraError: the weight is not a finite matrix, the rank is out of range, an option is unknown or does not fit
+            the others, or not even the exact decomposition passes the certificate.
     """
-    store = FactorCache(cache) if cache else None
-    for name, layer in layers.items():
-        with _named(name):  # before hours are spent on the layers before it
-            check_rank(layer.r[adapter_name], (layer.out_features, layer.in_features))
-
-    def decompose(name: str) -> Factors:
-        layer = layers[name]
-        rank, scaling = layer.r[adapter_name], layer.scaling[adapter_name]
-        with _named(name):
-            weight = read(name)
-            path = store.path(weight, {"rank": rank, "scaling": scaling, **asdict(choice)}) if store else None
-            found = store.read(path) if store and path else None
-            factors = found or decompose_weight(weight, rank, scaling=scaling, **asdict(choice))
-            if store and path and not found:
-                store.write(path, factors)
-        return factors
-
-    work = {name: cost_of(layer) for name, layer in layers.items()}
-    # Counted in operations, not in matrices: the time left is then honest where shapes differ. Off without a terminal.
-    bar = tqdm(total=sum(work.values()), desc="decomposing", disable=None, bar_format=BAR)
-    with bar, _workers(jobs) as pool:
-        for name, result in zip(layers, pool.map(decompose, layers), strict=True):
-            bar.set_postfix_str(name.removeprefix("base_model.model."), refresh=False)
-            bar.update(work[name])
-            yield name, result
+    _check(weight, rank, components, weighting, solver)
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    W = weight.detach().to(dtype)
+    tall = W.shape[0] >= W.shape[1]
+    band, certificate = _certified_band(W if tall else W.T, rank, components, solver, seed)
+    U, V = (band.U, band.V) if tall else (band.V, band.U)
+    signs = torch.sign(U.gather(0, U.abs().argmax(0, keepdim=True))).squeeze(0)
+    root = (band.S / scaling).sqrt()
+    left, right = (root, root) if weighting == "singular" else (1.0, 1 / scaling)
+    B, A, S = (X.to(weight.device, dtype) for X in (U * (signs * left), (V * (signs * right)).T, band.S))
+    return Factors(B, A, S, band.largest, certificate)
 
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
+def _certified_band(
+    W: Tensor, rank: int, components: Components, solver: Solver, seed: int, reasons: tuple[str, ...] = ()
+) -> tuple[Band, Certificate]:
+    """The band of a tall `W` from the first method that passes: the one asked for, the exact ones, the CPU's."""
+    for method in dict.fromkeys([_method(W, rank, components, solver), "exact", "exact float64"]):
+        reason = f"{method}: nothing to start from"
+        try:
+            # On a GPU float64 costs little, and float32 may silently be TF32.
+            precise = W if W.is_cpu else W.double()
+            for band in _bands(method, precise, rank, components, seed):
+                certificate = certify(precise, band, method, fallback="; ".join(reasons))
+                # Float64 is held to the rounding of W itself, LAPACK in W's own precision to LAPACK's bound.
+                noise = torch.finfo(W.dtype).eps * (8 if band.S.dtype != W.dtype else 4 * len(W) ** 0.5)
+                reason = objection(certificate, band, components, noise)
+                if not reason:
+                    return band, certificate
+        except (torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            reason = f"{method} on {W.device}: {error}"
+            if not W.is_cpu:
+                return _certified_band(W.cpu(), rank, components, solver, seed, (*reasons, reason))
+        reasons += (reason,)
+    raise MiloraError(f"no decomposition passed its certificate: {'; '.join(reasons)}", "please report this weight")
 
 
-@contextmanager
-def _named(layer: str) -> Iterator[None]:
-    try:
-        yield
-    except MiloraError as error:
-        raise MiloraError(f"{layer}: {error.message}", error.hint) from error
+def _bands(method: str, W: Tensor, rank: int, components: Components, seed: int) -> Iterable[Band]:
+    """What `method` offers, for a tall `W`."""
+    if method == "lanczos":
+        return lanczos_bands(W, rank, components, seed) if has_room(rank, W.shape[1]) else []
+    chosen = _choose(components, rank, W.shape[1], seed).to(W.device)
+    if method == "gram":
+        return [gram_band(W.double(), chosen)]
+    return [exact_band(W if method == "exact" else W.double(), chosen)]
 
 
-@contextmanager
-def _workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads suffice: LAPACK runs without Python's lock."""
-    if jobs < 1:
-        raise MiloraError(f"jobs={jobs} is below 1", "give the number of cores to use")
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(jobs, initializer=lambda: torch.set_num_threads(threads if jobs == 1 else 1))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+def _method(W: Tensor, rank: int, components: Components, solver: Solver) -> str:
+    """The fastest method that can be expected to pass, unless one is named."""
+    if solver != "auto":
+        return solver
+    m, n = W.shape
+    if W.dtype == torch.float64 or n < 64:
+        return "exact"
+    # For a nearly square weight, eigh in float64 takes as long as the full decomposition in float32.
+    direct = "gram" if m > n + n // 4 else "exact"
+    # Above these shares of the columns the direct method was measured faster, on either end of the spectrum.
+    smaller, larger = (12, 8) if direct == "gram" else (9, 6)
+    few = rank <= n // (larger if n >= 1024 else smaller)
+    return "lanczos" if components in ("minor", "principal") and n >= 448 and few else direct
+
+
+def _check(weight: Tensor, rank: int, components: str, weighting: str, solver: str) -> None:
+    if components not in get_args(Components):
+        raise MiloraError(f"components={components!r} is unknown", f"choose one of {', '.join(get_args(Components))}")
+    if weighting not in get_args(Weighting):
+        raise MiloraError(f"weighting={weighting!r} is unknown", f"choose one of {', '.join(get_args(Weighting))}")
+    if solver not in get_args(Solver):
+        raise MiloraError(f"solver={solver!r} is unknown", f"choose one of {', '.join(get_args(Solver))}")
+    if solver == "lanczos" and components not in ("minor", "principal"):
+        raise MiloraError(f"solver='lanczos' cannot find {components} components", "use solver='auto'")
+    if weight.ndim != 2:
+        raise MiloraError(f"a weight must be a matrix, got shape {tuple(weight.shape)}", "pass a 2-D tensor")
+    check_rank(rank, tuple(weight.shape))
+    if not torch.stack(weight.aminmax()).isfinite().all():
+        raise MiloraError("the weight holds NaN or Inf", "load an intact checkpoint")
+
+
+def check_rank(rank: int, shape: tuple[int, ...]) -> None:
+    """Raise unless a weight of this shape has `rank` components."""
+    if not 1 <= rank <= min(shape):
+        raise MiloraError(
+            f"rank {rank} is outside 1 … {min(shape)}, the rank of a {shape} weight at most",
+            "lower the rank, or set one for this layer with rank_pattern",
+        )
+
+
+def _choose(components: Components, rank: int, total: int, seed: int) -> Tensor:
+    """Indices, ascending, of the chosen components among `total` in descending order."""
+    match components:
+        case "minor":
+            return torch.arange(total - rank, total)
+        case "principal":
+            return torch.arange(rank)
+        case "middle":
+            first = (total - rank) // 2
+            return torch.arange(first, first + rank)
+        case "random":
+            generator = torch.Generator().manual_seed(seed)
+            return torch.randperm(total, generator=generator)[:rank].sort().values

@@ -96,7 +96,7 @@ def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str 
     The model is consumed: its weights are the residual's afterwards. Load it in float32 where rounding matters.
 
     Raises:
-        MiloraError: the adapter was not loaded or initialised with base="residual".
+        MiloraError: the adapter was not loaded or initialised with form="residual".
     """
     layers = milora_layers(model, adapter_name)
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
@@ -110,7 +110,7 @@ def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str 
         model.merge_and_unload().save_pretrained(folder)
 
 
-class MiLoraCallback(TrainerCallback):
+class MiloraCallback(TrainerCallback):
     """Writes the portable LoRA as `lora-<step>` beside each checkpoint of a transformers Trainer.
 
     Not inside it: on resume the Trainer would take the folder for one more adapter.

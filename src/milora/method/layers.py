@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from milora.method.errors import MiloraError
-from milora.method.variant import Base, IntactVariant, ResidualVariant, read_weight
+from milora.method.options import Form
+from milora.method.variant import IntactVariant, ResidualVariant, read_weight
 
 MARK = "milora"  # init_lora_weights of an adapter that needs its initial factors: plain PEFT refuses the name
 # The same, of factors that have no relation to the weight (LoRA-GA's): nothing in them tells a wrong base.
@@ -21,13 +22,13 @@ UNCERTIFIED = "milora-uncertified"
 MARKS = (MARK, UNCERTIFIED)
 
 
-def ready_layers(model: PeftModel, adapter_name: str, base: Base) -> dict[str, LoraLinear]:
+def ready_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, LoraLinear]:
     """Return an adapter's linear LoRA layers by name, each able to take an exact start in the form `base` now.
 
     Raises:
         MiloraError: the rule that is broken, the layer that breaks it, and the way out.
     """
-    layers = fitting_layers(model, adapter_name, base)
+    layers = fitting_layers(model, adapter_name, form)
     for name, layer in layers.items():
         weight = layer.get_base_layer().weight
         if weight.is_meta:
@@ -40,13 +41,13 @@ def ready_layers(model: PeftModel, adapter_name: str, base: Base) -> dict[str, L
     return layers
 
 
-def fitting_layers(model: PeftModel, adapter_name: str, base: Base) -> dict[str, LoraLinear]:
+def fitting_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, LoraLinear]:
     """The same, of a model whose weights may be on the meta device: its structure alone is looked at."""
     layers = _linear_layers(model, adapter_name)
     _check_adapter(model, adapter_name, layers)
-    if base not in get_args(Base):
-        raise MiloraError(f"base={base!r} is unknown", f"choose one of {', '.join(get_args(Base))}")
-    if base == "residual":
+    if form not in get_args(Form):
+        raise MiloraError(f"form={form!r} is unknown", f"choose one of {', '.join(get_args(Form))}")
+    if form == "residual":
         _check_residual(layers, tied_weights(model))
     return layers
 
@@ -101,7 +102,7 @@ def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLi
             raise MiloraError(f"{name}: {type(variant).__name__} cannot be combined with MiLoRA", "use plain LoRA")
         if any(isinstance(other, ResidualVariant) for other in layer.lora_variant.values()):
             raise MiloraError(
-                f"{name}: another adapter's residual form has replaced the weight", 'use base="intact" for both'
+                f"{name}: another adapter's residual form has replaced the weight", 'use form="intact" for both'
             )
         if layer.merged:
             raise MiloraError(f"{name}: adapters are merged into the weight", "call model.unmerge_adapter() first")
@@ -112,18 +113,18 @@ def _check_residual(layers: dict[str, LoraLinear], tied: set[int]) -> None:
         weight = layer.get_base_layer().weight
         if id(weight) in tied:
             raise MiloraError(
-                f'{name}: the weight is tied to another layer\'s, which base="residual" would change too',
-                'use base="intact", or take the layer out of target_modules',
+                f'{name}: the weight is tied to another layer\'s, which form="residual" would change too',
+                'use form="intact", or take the layer out of target_modules',
             )
         if get_bnb_param_type(weight):
             raise MiloraError(
-                f'{name}: a quantised weight cannot hold the residual W − s·B₀A₀; base="residual" needs full precision',
-                'use base="intact"',
+                f'{name}: a quantised weight cannot hold the residual W − s·B₀A₀; form="residual" needs full precision',
+                'use form="intact"',
             )
         if len(layer.lora_A) > 1:
             raise MiloraError(
-                f'{name}: base="residual" would change the base under {len(layer.lora_A) - 1} other adapter(s)',
-                'use base="intact"',
+                f'{name}: form="residual" would change the base under {len(layer.lora_A) - 1} other adapter(s)',
+                'use form="intact"',
             )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,7 @@ from peft.utils.integrations import get_bnb_param_type
 from torch import Tensor, nn
 
 from milora.method.errors import MiloraError
-
-Base = Literal["intact", "residual"]
+from milora.method.options import Form
 
 INITIAL_A = "lora_initial_A"  # PEFT saves and loads what has "lora_" in its name
 INITIAL_B = "lora_initial_B"
@@ -86,7 +85,7 @@ class ResidualVariant(IntactVariant):
         return _product(up, down, module.scaling[adapter_name], module.fan_in_fan_out)
 
 
-def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, *, base: Base, tied: bool) -> float:
+def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, *, form: Form, tied: bool) -> float:
     """Start `adapter_name` of a LoRA layer at A `(r, in)` and B `(out, r)`; the layer's output does not change.
 
     Returns the rounding error of a residual weight, ‖round(W_p) − W_p‖ / ‖s·B₀ A₀‖ in Frobenius norms; 0 for intact.
@@ -105,7 +104,7 @@ def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, 
         holder = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         holder.weight = nn.Parameter(weight.data.clone(), requires_grad=False)
         getattr(module, initial)[adapter_name] = holder
-    if base == "intact":
+    if form == "intact":
         module.lora_variant[adapter_name] = IntactVariant(tied)
         return 0.0
     module.lora_variant[adapter_name] = ResidualVariant(tied)
@@ -236,8 +235,8 @@ def _unload_residual(
 
 def _residual_alone(adapter_name: str) -> MiloraError:
     return MiloraError(
-        f'base="residual" replaced the weights by W − s·B₀A₀, which mean nothing without adapter {adapter_name!r}',
-        'keep the adapter active, or initialise with base="intact", where disable_adapter() is the base model',
+        f'form="residual" replaced the weights by W − s·B₀A₀, which mean nothing without adapter {adapter_name!r}',
+        'keep the adapter active, or initialise with form="intact", where disable_adapter() is the base model',
     )
 
 

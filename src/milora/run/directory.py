@@ -1,54 +1,111 @@
-"""The run directory: one recipe, and everything that came of it.
+"""The run directory: one recipe, and everything that came of it. No other file spells the name of a file in it.
 
 runs/<name>-<digest>/
-  recipe.yaml           the resolved recipe
+  recipe.yaml           what the recipe changes of the defaults
+  identity.json         the digest of everything that decides the weights
   environment.json      versions, hardware, commit
-  initialization.json   what the initialisation found
-  spectra.json          singular values of a few weights
-  start.json            what initialisation took
-  checkpoints/          of the trainer, while it trains
-  adapter/              the trained adapter; training.json beside it says that training is complete
+  initialization.json   what the initialization found
+  start.json            what it took
+  spectra.json          singular values of a few weights, for the report
+  checkpoints/          the trainer's, while it trains; complete.json says that one is whole
+  tensorboard/
+  adapter/              the trained adapter
   model/                instead of it, of full fine-tuning
-  evaluation/<who>/<task>/{scores.json, samples.jsonl, completions-*.jsonl}    who: base, trained, checkpoint-N
-  forgetting.json       if the recipe asks
-  finished.json         of a comparison's run: the last to be written
-  export/               portable forms
+  training.json         written last: training is complete
+  evaluation/<who>/<task>/<settings>/{scores.json, samples.jsonl, completions-*.jsonl}
+                        who: base, trained, checkpoint-N
+  export/<form>/        lora, merged or residual
   report.html
+  worker.log, cell.json in a comparison: what the process said, and that all is done
 """
 
 import fcntl
-import os
-import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import distribution, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 from milora.method.errors import MiloraError
-from milora.run.files import read_json, write_json, write_text
+from milora.method.files import write_bytes, write_text
+from milora.method.options import Export
+from milora.run.environment import describe_environment
+from milora.run.identity import FORMAT, Identity
 from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import Recipe, load_recipe
 
-FINISHED = "finished.json"
-TRAINING_LIBRARIES = (
-    "milora",
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "accelerate",
-    "datasets",
-    "deepspeed",
-    "bitsandbytes",
-)
+Record = TypeVar("Record")
+RECIPE = "recipe.yaml"
+CHECKPOINT = "checkpoint-"  # transformers' own name, before the step
+
+# By name, so that to list runs no library of training is imported.
+FILES = {
+    "Identity": "identity.json",
+    "Environment": "environment.json",
+    "InitializationReport": "initialization.json",
+    "Start": "start.json",
+    "Spectra": "spectra.json",
+    "CheckpointMark": "complete.json",
+    "TrainingRecord": "training.json",
+    "Scores": "scores.json",
+    "CellRecord": "cell.json",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class RunDirectory:
+class RecordFolder:
+    """A folder of typed records, one JSON file for each type."""
+
     path: Path
+
+    def has(self, kind: type) -> bool:
+        return (self.path / FILES[kind.__name__]).is_file()
+
+    def read(self, kind: type[Record]) -> Record:
+        """Read the record of this type.
+
+        Raises:
+            MiloraError: the file is not what this version of milora writes.
+        """
+        file = self.path / FILES[kind.__name__]
+        try:
+            return _adapter_of(kind).validate_json(file.read_bytes())
+        except ValueError as error:
+            reason = str(error).replace("\n", " ")
+            raise MiloraError(f"{file} cannot be read: {reason}", "delete it, and run the same command again") from error
+
+    def write(self, record: Any) -> None:
+        """Write a record, if this is the main process of its launch."""
+        if is_main_process():
+            self.path.mkdir(parents=True, exist_ok=True)
+            content: bytes = _adapter_of(type(record)).dump_json(record, indent=1)
+            write_bytes(self.path / FILES[type(record).__name__], content + b"\n")
+
+
+def _adapter_of(kind: type[Record]) -> TypeAdapter[Record]:
+    # JSON has no infinity.
+    return TypeAdapter(kind, config=ConfigDict(ser_json_inf_nan="strings"))
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFolder(RecordFolder):
+    """The scores of one model on one task under one setting, with every sample and every completion."""
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    def completions(self, process: int) -> Path:
+        return self.path / f"completions-{process}.jsonl"
+
+    def all_completions(self) -> list[Path]:
+        return sorted(self.path.glob("completions-*.jsonl"))
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory(RecordFolder):
     recipe: Recipe
 
     @property
@@ -61,7 +118,7 @@ class RunDirectory:
 
     @property
     def trained(self) -> Path:
-        """What training wrote: the adapter, or of full fine-tuning the model."""
+        """What training wrote: the adapter, or the whole model after full fine-tuning."""
         return self.model if self.recipe.adapter.method == "full" else self.adapter
 
     @property
@@ -69,33 +126,34 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
-    def training(self) -> Path:
-        """Written last: where it stands, training is complete."""
-        return self.path / "training.json"
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "worker.log"
+
+    def export(self, form: Export) -> Path:
+        return self.path / "export" / form
 
     @property
     def is_trained(self) -> bool:
-        return self.training.is_file()
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether a comparison has trained it, scored it and measured all that its recipe asks for."""
-        return (self.path / FINISHED).is_file()
-
-    def read(self, name: str) -> Any:
-        return read_json(self.path / name)
-
-    def write(self, name: str, content: Any) -> None:
-        """Write, if this is the main process of its launch."""
-        if is_main_process():
-            write_json(self.path / name, content)
+        return (self.path / FILES["TrainingRecord"]).is_file()
 
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a folder for this process; the kernel lets go when the process ends, however it ends.
+    """Hold a folder for this process; the kernel releases it when the process ends, however it ends.
 
-    Of the processes of one launch, the main one holds it for all; the others go on once it does.
+    Of the processes of one launch, the main one holds it for all; the others continue once it does.
 
     Raises:
         MiloraError: another process holds it, and this one does not `wait`.
@@ -112,66 +170,48 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def locate_run(recipe: Recipe, root: Path) -> RunDirectory:
-    """Return the recipe's directory under `root`, whether it is there or not."""
-    return RunDirectory(root / f"{recipe.name}-{recipe.digest}", recipe)
+def locate_run(recipe: Recipe, identity: Identity, root: Path) -> RunDirectory:
+    """Return the recipe's directory under `root`, whether it exists or not."""
+    return RunDirectory(root / f"{recipe.name}-{identity.training}", recipe)
 
 
-def create_run(recipe: Recipe, root: Path) -> RunDirectory:
-    """Make the recipe's directory under `root`, or return the one that is there; the main process makes it."""
-    run = locate_run(recipe, root)
-    if not is_main_process():
-        return run
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_text(run.path / "recipe.yaml", recipe.to_yaml())
-    if not (run.path / "environment.json").is_file():
-        run.write("environment.json", describe_environment())
+def create_run(recipe: Recipe, identity: Identity, root: Path) -> RunDirectory:
+    """Make the recipe's directory under `root`, or return the existing one; the main process makes it."""
+    run = locate_run(recipe, identity, root)
+    if is_main_process():
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.write(identity)
+        write_text(run.path / RECIPE, recipe.to_yaml())
+        if not (run.path / FILES["Environment"]).is_file():
+            run.write(describe_environment())
     return run
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run directory, of this format or an earlier one."""
+    return (path / RECIPE).is_file()
 
 
 def open_run(path: Path) -> RunDirectory:
     """Open an existing run directory.
 
     Raises:
-        MiloraError: the folder holds no recipe.yaml.
+        MiloraError: the folder is not a run directory, or another version of milora made it.
     """
-    if not (path / "recipe.yaml").is_file():
-        raise MiloraError(f"{path} is no run directory: it has no recipe.yaml", "name one that `milora train` made")
-    return RunDirectory(path, load_recipe(str(path / "recipe.yaml")))
+    if not is_run(path):
+        raise MiloraError(f"{path} is not a run directory: it has no {RECIPE}", "name one that `milora train` made")
+    folder = RecordFolder(path)
+    made_by = folder.read(Identity).format if folder.has(Identity) else 1
+    if made_by != FORMAT:
+        raise MiloraError(
+            f"{path} was made by another version of milora: its format is {made_by}, and this version reads {FORMAT}",
+            "train it again, or use the version that made it (environment.json names its commit)",
+        )
+    return RunDirectory(path, load_recipe(str(path / RECIPE)))
 
 
-def list_versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide what training gives."""
-    return {name: version(name) for name in TRAINING_LIBRARIES if _is_installed(name)}
-
-
-def describe_environment() -> dict[str, Any]:
-    """Return versions, hardware and the commit of the package where it runs from a checkout."""
-    import torch  # heavy, and `milora show` has no need of it
-
-    evaluating = {"lm-eval": version("lm-eval")} if _is_installed("lm-eval") else {}
-    accelerators = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "versions": {"python": platform.python_version(), **list_versions(), **evaluating},
-        "hardware": {"cpu": _processor(), "cores": os.cpu_count(), "gpus": accelerators},
-        "commit": commit.stdout.strip() or None,
-    }
-
-
-def _processor() -> str:
-    # What `platform` knows of a processor on Linux is its architecture.
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text(encoding="utf-8").splitlines() if described.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        distribution(name)
-    except ModuleNotFoundError:
-        return False
-    return True
+def run_of_checkpoint(path: Path) -> RunDirectory | None:
+    """Return the run whose trainer wrote this checkpoint, None if it is not a checkpoint of a run."""
+    parent = path.resolve().parent.parent
+    is_checkpoint = path.resolve().parent.name == "checkpoints" and path.name.startswith(CHECKPOINT)
+    return open_run(parent) if is_checkpoint and is_run(parent) else None

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,10 @@ from milora.method.errors import MiloraError
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-# How long the others wait while one works alone: over its last weight, or the main one over its measurements. A process
-# that dies is no matter of waiting: its launcher ends the others at once.
+LAUNCHERS = Path(__file__).parent / "launchers"
+
+# How long processes wait for one that works alone, on its last weight or on measurements. Nobody waits for a process
+# that dies: its launcher ends the others at once.
 PATIENCE = timedelta(hours=3)
 
 
@@ -43,9 +44,9 @@ def wait_for_all() -> None:
 
 @contextmanager
 def fail_together() -> Iterator[None]:
-    """Do something on every process, or on some; where it fails on one, its error is raised on all.
+    """Raise on all processes the error that one of them raises inside.
 
-    Without it the others would wait for one that is gone, and complain of that. Processes must not wait for each other
+    Otherwise the others would wait for a process that is gone, and report that. Processes must not wait for each other
     inside.
     """
     failure = None
@@ -65,8 +66,8 @@ def fail_together() -> Iterator[None]:
                 raise MiloraError(*failed)
 
 
-def name_engine() -> str:
-    """Return what shares the model out: ddp, which keeps it whole on each process, fsdp1, fsdp2, or zero1 to zero3."""
+def name_launcher() -> str:
+    """Return how the model is spread over processes: ddp (whole on each), fsdp1, fsdp2, or zero1 to zero3."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '')}"
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
@@ -74,22 +75,20 @@ def name_engine() -> str:
     return "ddp"
 
 
-def list_engines() -> dict[str, str]:
+def list_launchers() -> dict[str, str]:
     """Return the names of the shipped configurations of `accelerate launch`, and what their first line says."""
-    folder = files("milora").joinpath("engines")
-    configurations = sorted(folder.iterdir(), key=lambda path: path.name)
     return {
-        path.name.removesuffix(".yaml"): path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-        for path in configurations
+        path.stem: path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        for path in sorted(LAUNCHERS.glob("*.yaml"))
     }
 
 
-def locate_engine(name: str) -> Path:
+def locate_launcher(name: str) -> Path:
     """Return the path of a shipped configuration.
 
     Raises:
-        MiloraError: there is none of this name.
+        MiloraError: it does not exist.
     """
-    if name not in list_engines():
-        raise MiloraError(f"there is no engine {name!r}", f"shipped are {', '.join(list_engines())}")
-    return Path(str(files("milora"))) / "engines" / f"{name}.yaml"
+    if name not in list_launchers():
+        raise MiloraError(f"there is no launcher {name!r}", f"choose {', '.join(list_launchers())}")
+    return LAUNCHERS / f"{name}.yaml"

@@ -1,27 +1,32 @@
 """The recipe: everything that decides a run, typed and strict."""
 
-import difflib
-import hashlib
-import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
 
 from milora.method.errors import MiloraError
+from milora.method.options import (
+    Backend,
+    Components,
+    Dtype,
+    Form,
+    Method,
+    PromptChoice,
+    Quantization,
+    TemplateName,
+    Weighting,
+)
+from milora.run.settings import Section, explain, list_shipped, parse_overrides, read_settings
+
+RECIPES = Path(__file__).parent / "recipes"
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class ModelSection(Section):
@@ -29,35 +34,33 @@ class ModelSection(Section):
 
     name: str
     revision: str | None = None
-    dtype: Dtype = "bfloat16"  # of a quantised model, what it computes in
-    quantization: Literal["nf4", "int8"] | None = None  # by bitsandbytes, while it is loaded
+    dtype: Dtype = "bfloat16"  # for a quantized model, the dtype it computes in
+    quantization: Quantization | None = None  # by bitsandbytes, while it is loaded
     trust_remote_code: bool = False
 
 
 class AdapterSection(Section):
-    """The method and its LoRA shape; the keys of `OWN_OPTIONS` belong to one method each."""
+    """The method and its LoRA shape; each key of `OWN_OPTIONS` belongs to one method."""
 
-    method: Literal[
-        "milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora", "lora_ga", "adalora", "full"
-    ] = "milora"
+    method: Method = "milora"
     rank: Positive = 32
     alpha: Positive | None = None  # None: the rank, so that the scaling is 1
     dropout: Fraction = 0.0
     target_modules: str | list[str] = "all-linear"
     rank_pattern: dict[str, Positive] = {}
     alpha_pattern: dict[str, Positive] = {}
-    components: Literal["minor", "principal", "middle", "random"] = "minor"
-    base: Literal["intact", "residual"] = "intact"
-    scale: Literal["singular", "orthonormal"] = "singular"
+    components: Components = "minor"
+    form: Form = "intact"
+    weighting: Weighting = "singular"
     loraplus_ratio: Annotated[float, Field(ge=1)] = 16.0  # B's learning rate over A's
 
     @property
     def has_initial_factors(self) -> bool:
-        """Whether the method starts from the weights: in intact form, its start kept beside the adapter."""
+        """Whether the method starts from the weights, and keeps its start beside the adapter (intact form)."""
         return self.method in ("milora", "pissa", "olora", "lora_ga")
 
     @model_validator(mode="after")
-    def _only_what_the_method_honours(self) -> Self:
+    def _only_options_of_the_method(self) -> Self:
         for option in sorted(OWN_OPTIONS.keys() & self.model_fields_set):
             # A resolved recipe names every option; its default asks for nothing.
             if self.method != OWN_OPTIONS[option] and getattr(self, option) != type(self).model_fields[option].default:
@@ -65,30 +68,30 @@ class AdapterSection(Section):
         return self
 
 
-ON_QUANTISED = ("milora", "lora", "rslora", "loraplus")  # methods that only read the base's weights, or do not even
-OWN_OPTIONS = {"components": "milora", "base": "milora", "scale": "milora", "loraplus_ratio": "loraplus"}
+ON_QUANTIZED = ("milora", "lora", "rslora", "loraplus")  # methods that at most read the base's weights
+OWN_OPTIONS = {"components": "milora", "form": "milora", "weighting": "milora", "loraplus_ratio": "loraplus"}
 
 
 class DataSection(Section):
-    """Training rows: the embedded `arithmetic`, `gsm8k` or `mawps`, a hub name, or a local json/jsonl/csv/parquet."""
+    """Training rows: a named set such as `gsm8k`, a hub name, or a local json/jsonl/csv/parquet file."""
 
     name: str
-    data_dir: str | None = None  # where the files of a named set lie, instead of the hub
+    data_dir: str | None = None  # the folder with a named set's files; None: its published place
     question_column: str = "question"
     answer_column: str = "answer"
-    rows: Positive | None = None  # the first so many; None: all there are
-    validation_rows: Annotated[int, Field(ge=0)] = 64
-    prompt: Literal["plain", "alpaca", "commonsense"] = "alpaca"
+    rows: Positive | None = None  # use the first N; None: all
+    validation_rows: Annotated[int, Field(ge=0)] = 64  # held out of training
+    template: TemplateName = "alpaca"  # how a conversation becomes text
 
 
 class TrainingSection(Section):
-    """The optimiser's settings, in transformers' meaning; `batch_size` is per optimiser step, over all processes."""
+    """The optimizer's settings, in transformers' meaning; `batch_size` is per optimizer step, over all processes."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: Annotated[float, Field(ge=0)] = 0  # below 1: a share of all steps
     batch_size: Positive = 16
-    micro_batch_size: Positive | None = None  # rows per forward pass at most; None: the whole batch
+    micro_batch_size: Positive | None = None  # most rows per forward pass; None: the whole batch
     epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Positive | None = None  # overrides epochs
     max_length: Positive = 512
@@ -96,19 +99,21 @@ class TrainingSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     activation_checkpointing: bool = False  # less memory, about a fifth more time
     save_steps: Positive = 100
-    keep: Literal["last", "best"] = "last"  # best: the saved step of the lowest held-out loss
+    keep: Literal["last", "best"] = "last"  # best: the saved step with the lowest held-out loss
     log_steps: Positive = 1
     report_to: str = "tensorboard"
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_batch(self) -> Self:
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
         return self
 
 
 class ForgettingSection(Section):
-    """How far the predictions go from the base's: on a text file, or on text sampled from the base itself."""
+    """How far predictions move from the base's: on a text file, or on text sampled from the base itself."""
 
     text: str = "sampled"
     blocks: Annotated[int, Field(ge=0)] = 0  # 0: not measured
@@ -116,27 +121,29 @@ class ForgettingSection(Section):
 
 
 class EvaluationSection(Section):
-    """Which benchmarks a run is scored on, before and after, and how."""
+    """Which benchmarks a run is scored on, before and after training, and how."""
 
     tasks: list[str] = []
-    limit: Positive | None = None  # the first so many rows of each
-    prompt: Literal["trained", "official"] = "trained"  # the run's own, or the benchmark's where they differ
+    limit: Positive | None = None  # score the first N rows of each task
+    prompt: PromptChoice = "trained"  # the run's own template, or the benchmark's official prompt
     batch_size: Positive | Literal["auto"] = "auto"
     max_new_tokens: Positive | None = None  # None: what the benchmark prescribes
     data_dir: str | None = None  # None: data.data_dir
-    engine: Literal["hf", "server"] = "hf"  # in this process, or an OpenAI-compatible endpoint
+    backend: Backend = "hf"  # in this process, or an OpenAI-compatible endpoint
     url: str | None = None  # the endpoint, …/v1
     allow_code_execution: bool = False  # HumanEval runs what the model writes
     forgetting: ForgettingSection = ForgettingSection()
 
     @model_validator(mode="after")
     def _servers_have_addresses(self) -> Self:
-        if (self.engine == "server") != bool(self.url):
-            raise ValueError(f"engine={self.engine} and url={self.url} do not go together: a server needs its url")
+        if (self.backend == "server") != bool(self.url):
+            raise ValueError(f"backend={self.backend} does not fit url={self.url}: a server needs its url")
         return self
 
 
 class Recipe(Section):
+    """Everything that decides a run; `milora show NAME` prints one."""
+
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     description: str = ""
     seed: int = 0
@@ -147,7 +154,7 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
 
     @model_validator(mode="after")
-    def _the_best_is_seen_on_held_out_rows(self) -> Self:
+    def _the_best_step_needs_held_out_rows(self) -> Self:
         if self.training.keep == "best" and not self.data.validation_rows:
             raise ValueError("training.keep=best needs held-out rows: set data.validation_rows")
         return self
@@ -156,58 +163,49 @@ class Recipe(Section):
     def _only_what_the_method_can_do(self) -> Self:
         method = self.adapter.method
         if method == "adalora" and self.training.keep == "best":
-            raise ValueError("training.keep=best: AdaLoRA's ranks are final at the end only, set training.keep=last")
+            raise ValueError("training.keep=best: AdaLoRA's ranks are final only at the end, set training.keep=last")
         if method == "adalora" and self.adapter.rank_pattern:
             raise ValueError("adapter.rank_pattern: AdaLoRA finds its ranks itself")
         if method == "full" and self.model.dtype == "float16":
             raise ValueError("model.dtype=float16: full fine-tuning would need loss scaling, set bfloat16 or float32")
-        if self.model.quantization and (method not in ON_QUANTISED or self.adapter.base == "residual"):
-            form = f" with base={self.adapter.base}" if method == "milora" else ""
+        if self.model.quantization and (method not in ON_QUANTIZED or self.adapter.form == "residual"):
+            form = f" with form={self.adapter.form}" if method == "milora" else ""
             raise ValueError(
                 f"model.quantization={self.model.quantization}: {method}{form} needs full-precision weights; "
-                f"{', '.join(ON_QUANTISED)} do not (milora with base=intact)"
+                f"{', '.join(ON_QUANTIZED)} do not (milora with form=intact)"
             )
         return self
 
-    @property
-    def digest(self) -> str:
-        """Eight hex digits of everything that decides the run's result."""
-        content = self.model_dump(exclude={"description"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-
-    def to_yaml(self) -> str:
-        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump()))
+    def to_yaml(self, *, every_key: bool = False) -> str:
+        """Return the recipe as YAML: what differs from the defaults, or every key."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(exclude_defaults=not every_key)))
 
 
 def list_recipes() -> list[str]:
     """Return the names of the shipped recipes."""
-    return sorted(path.name.removesuffix(".yaml") for path in files("milora").joinpath("recipes").iterdir())
+    return list_shipped(RECIPES)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Resolve a shipped recipe or a YAML file with `key=value` overrides; `extends: NAME` starts from another.
+    """Resolve a shipped recipe or a YAML file with `key=value` overrides; `extends: NAME` starts from another one.
 
     Raises:
-        MiloraError: no such recipe, no valid YAML, or keys and values that the schema refuses, all of them at once.
+        MiloraError: the recipe does not exist, is not valid YAML, or has keys and values that the schema refuses; all
+            of them are named at once.
     """
-    for override in overrides:
-        if "=" not in override:
-            raise MiloraError(f"{override!r} is no key=value", "write for example training.learning_rate=1e-4")
     try:
-        settings = OmegaConf.merge(
-            read_settings(name, "recipes", list_recipes()), OmegaConf.from_dotlist(list(overrides))
-        )
+        settings = OmegaConf.merge(read_settings(name, "recipe", RECIPES), parse_overrides(overrides))
         return Recipe.model_validate(OmegaConf.to_container(settings, resolve=True))
     except ValidationError as error:
         raise MiloraError(
-            f"recipe {name}: {explain(error, Recipe)}", "see `milora show quickstart` for every key"
+            f"recipe {name}: {explain(error, Recipe)}", "`milora show quickstart` prints every key"
         ) from error
     except (OmegaConfBaseException, YAMLError) as error:
-        raise MiloraError(f"recipe {name}: {error}", "mend the YAML or the override") from error
+        raise MiloraError(f"recipe {name}: {error}", "fix the YAML or the override") from error
 
 
 def override_section(section: EvaluationSection, given: dict[str, Any]) -> EvaluationSection:
-    """Return the section with what is given and not None in place of its own.
+    """Return the section with the given values that are not None in place of its own.
 
     Raises:
         MiloraError: a value that the schema refuses.
@@ -217,39 +215,3 @@ def override_section(section: EvaluationSection, given: dict[str, Any]) -> Evalu
         return EvaluationSection.model_validate({**section.model_dump(), **changes})
     except ValidationError as error:
         raise MiloraError(explain(error, EvaluationSection), "see `milora eval --help`") from error
-
-
-def read_settings(name: str, folder: str, shipped: list[str]) -> Any:
-    """Return the mapping in a shipped file of the package's `folder` or in a .yaml file; `extends: NAME` goes under it.
-
-    Raises:
-        MiloraError: no such file, or no mapping in it.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else Path(str(files("milora"))) / folder / f"{name}.yaml"
-    if not path.is_file():
-        near = difflib.get_close_matches(name, shipped, n=1)
-        raise MiloraError(
-            f"there is no {folder[:-1]} {name!r}",
-            f"did you mean {near[0]}?" if near else f"shipped are {', '.join(shipped)}; or name a .yaml file",
-        )
-    settings = OmegaConf.load(path)
-    if not isinstance(settings, DictConfig):
-        raise MiloraError(f"{path} is no mapping of keys to values", "start from what `milora show quickstart` prints")
-    parent = settings.pop("extends", None)
-    return OmegaConf.merge(read_settings(parent, folder, shipped), settings) if parent else settings
-
-
-def explain(error: ValidationError, schema: type[Section]) -> str:
-    """Return all of a validation's complaints in one line, with the key that was probably meant."""
-    return "; ".join(_explain_one(entry["type"], entry["loc"], entry["msg"], schema) for entry in error.errors())
-
-
-def _explain_one(kind: str, location: tuple[int | str, ...], message: str, schema: Any) -> str:
-    key = ".".join(map(str, location))
-    if kind != "extra_forbidden":
-        return f"{key}: {message.removeprefix('Value error, ')}" if key else message
-    for part in location[:-1]:
-        schema = schema.model_fields[str(part)].annotation
-    near = difflib.get_close_matches(str(location[-1]), schema.model_fields, n=1)
-    suggestion = f"did you mean {near[0]}?" if near else f"known are {', '.join(schema.model_fields)}"
-    return f"{key} is no key here, {suggestion}"

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from milora.method.errors import MiloraError
 from milora.run.directory import list_versions
-from milora.run.files import read_json, write_json
+from milora.method.files import read_json, write_json
 from milora.run.launch import count_processes, is_main_process, name_engine, wait_for_all
 
 COMPLETE = "complete.json"  # says that a checkpoint was written whole, its files, and by what

@@ -17,20 +17,20 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from milora.method.analysis import measure_change, measure_full_change, measure_spectra
-from milora.method.checkpoint import load_milora
+from milora.method.loading import load_milora
 from milora.method.errors import MiloraError
 from milora.method.variant import keep_initial_factors
-from milora.run.data import load_training_rows
+from milora.data.rows import load_training_rows
 from milora.run.directory import RunDirectory
 from milora.run.launch import count_processes, fail_together, is_main_process, name_engine, wait_for_all
-from milora.run.models import attach_adapter, load_model, load_tokenizer
-from milora.run.prompts import PROMPTS
+from milora.models.base import attach_adapter, load_model, load_tokenizer
+from milora.data.templates import PROMPTS
 from milora.run.recipe import Recipe
-from milora.training.adapter import Course, RankAllocation, add_adapter, check_targets
+from milora.models.methods import Course, RankAllocation, add_adapter, check_targets
 from milora.training.arguments import count_steps, make_arguments, micro_batch_size
 from milora.training.checkpoints import CompletionMark, check_space, find_checkpoint, step_of
 from milora.training.progress import ProgressBar
-from milora.training.tokens import tokenize_rows
+from milora.data.tokens import tokenize_rows
 from milora.training.trainer import RecipeTrainer
 
 START = "start.json"

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer
 
-from milora.training.tokens import IGNORED
+from milora.data.tokens import IGNORED
 
 
 class RecipeTrainer(SFTTrainer):

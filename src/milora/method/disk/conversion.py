@@ -34,7 +34,7 @@ def convert_adapter(path: Path, trained: Path, initial: Path, *, rank: int | Non
     record = initial / RECORD
     content = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if "adapter_sha256" not in content:
-        raise MiloraError(f"{initial} is no residual model", "name the folder that milora init --base residual wrote")
+        raise MiloraError(f"{initial} is no residual model", "name the folder that milora init --form residual wrote")
     start = initial / ADAPTER
     if not (start / SAFETENSORS_WEIGHTS_NAME).is_file() or (
         hash_file(start / SAFETENSORS_WEIGHTS_NAME) != content["adapter_sha256"]

@@ -28,13 +28,14 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from tqdm import tqdm
 from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
 
-from milora.method.adapter import LayerReport, find_warnings, report_layer
-from milora.method.decomposition import Choice, decompose_layers
+from milora.method.initialization import LayerReport, find_warnings, report_layer
+from milora.method.factors import Choice, decompose_layers
 from milora.method.disk.shards import Checkpoint, create_tensors, open_checkpoint, overwriting, read_tensor
 from milora.method.disk.stored import StoredWeights, find_weights
 from milora.method.errors import MiloraError
+from milora.method.options import Form
 from milora.method.layers import MARK, fitting_layers
-from milora.method.variant import INITIAL_A, INITIAL_B, Base, subtract_product
+from milora.method.variant import INITIAL_A, INITIAL_B, subtract_product
 
 ADAPTER = "adapter"
 RECORD = "initialization.json"
@@ -47,7 +48,7 @@ def initialize_checkpoint(
     output: Path,
     choice: Choice,
     *,
-    base: Base = "intact",
+    form: Form = "intact",
     jobs: int = 1,
     cache: Path | None = None,
 ) -> list[str]:
@@ -60,7 +61,7 @@ def initialize_checkpoint(
         folder: the checkpoint, in safetensors.
         output: a folder for the adapter, or for the residual model and its adapter.
         choice, jobs, cache: see `decompose_layers`.
-        base: "residual" writes a model of W − s·B₀A₀ too, which any trainer that knows PEFT can start from.
+        form: "residual" writes a model of W − s·B₀A₀ too, which any trainer that knows PEFT can start from.
 
     Returns what to worry about, as sentences; at once where `output` is finished already.
 
@@ -68,11 +69,11 @@ def initialize_checkpoint(
         MiloraError: what `initialize_lora_milora_weights` refuses, a checkpoint that is not whole, or an `output` that
             was made with other options.
     """
-    layers = fitting_layers(model, "default", base)
+    layers = fitting_layers(model, "default", form)
     checkpoint = open_checkpoint(folder)
     weights = find_weights(model, layers, checkpoint)
     config = model.peft_config["default"]
-    options = _describe_options(config, choice, base, checkpoint)
+    options = _describe_options(config, choice, form, checkpoint)
     output.mkdir(parents=True, exist_ok=True)
     unfinished = output / f".unfinished-{_digest(options)}"
     leftovers = list(output.glob(".unfinished-*"))
@@ -84,8 +85,8 @@ def initialize_checkpoint(
         if finished or leftover != unfinished:
             shutil.rmtree(leftover)
     if not finished:
-        work = _Work(unfinished, weights, choice, base)
-        if base == "intact":
+        work = _Work(unfinished, weights, choice, form)
+        if form == "intact":
             work.write_intact(config, options, jobs, cache)
         else:
             work.write_residual(config, options, jobs, cache, output)
@@ -102,7 +103,7 @@ class _Work:
     unfinished: Path
     weights: StoredWeights
     choice: Choice
-    base: Base
+    form: Form
 
     @property
     def whole(self) -> Path:
@@ -110,7 +111,7 @@ class _Work:
 
     def write_intact(self, config: LoraConfig, options: dict[str, Any], jobs: int, cache: Path | None) -> None:
         reports = self._write_factors(self.whole / SAFETENSORS_WEIGHTS_NAME, jobs, cache)
-        self._write_record(reports, {"options": options, "warnings": find_warnings(reports, self.choice.scale)})
+        self._write_record(reports, {"options": options, "warnings": find_warnings(reports, self.choice.weighting)})
         self._write_config(self.whole, config, init_lora_weights=MARK)
 
     def write_residual(
@@ -127,7 +128,7 @@ class _Work:
                 _put(self.whole / file.name, file.read_bytes())
         record = {
             "options": options,
-            "warnings": find_warnings(reports, self.choice.scale) + _warn_of_rounding(errors),
+            "warnings": find_warnings(reports, self.choice.weighting) + _warn_of_rounding(errors),
             # With these A₀ and B₀ can be taken off a trained adapter again.
             "adapter_sha256": hash_file(factors),
             "scaling": {name: layer.scaling["default"] for name, layer in self.weights.layers.items()},
@@ -142,7 +143,7 @@ class _Work:
         for name, layer in layers.items():
             for trained, initial in (("lora_A", INITIAL_A), ("lora_B", INITIAL_B)):
                 weight = getattr(layer, trained)["default"].weight
-                for part in (trained, initial) if self.base == "intact" else (trained,):
+                for part in (trained, initial) if self.form == "intact" else (trained,):
                     tensors[f"{name}.{part}.weight"] = tuple(weight.shape), weight.dtype
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")
@@ -209,17 +210,17 @@ def _warn_of_rounding(errors: dict[str, float]) -> list[str]:
         return []
     return [
         f"rounding W − s·B₀A₀ to the checkpoint's dtype lost up to {errors[worst]:.2g} of s·B₀A₀ ({worst}): at step 0 "
-        'the model differs from its base by so much; base="intact" does not'
+        'the model differs from its base by so much; form="intact" does not'
     ]
 
 
-def _describe_options(config: LoraConfig, choice: Choice, base: Base, checkpoint: Checkpoint) -> dict[str, Any]:
+def _describe_options(config: LoraConfig, choice: Choice, form: Form, checkpoint: Checkpoint) -> dict[str, Any]:
     targets = config.target_modules
     states = [(shard, (checkpoint.folder / shard).stat()) for shard in checkpoint.shards]
     return {
         "model": config.base_model_name_or_path,
         "weights": _digest([(shard, state.st_size, state.st_mtime_ns) for shard, state in states]),
-        "base": base,
+        "form": form,
         **asdict(choice),
         "rank": config.r,
         "alpha": config.lora_alpha,

@@ -1,0 +1,10 @@
+"""The benchmarks by name, and the groups of them."""
+
+from milora.evaluation.benchmarks.arithmetic import ARITHMETIC
+from milora.evaluation.benchmarks.commonsense import COMMONSENSE
+from milora.evaluation.benchmarks.gsm8k import GSM8K
+from milora.evaluation.benchmarks.humaneval import HUMANEVAL
+from milora.evaluation.benchmarks.math import MATH
+
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (ARITHMETIC, GSM8K, MATH, *COMMONSENSE, HUMANEVAL)}
+GROUPS = {"commonsense": [benchmark.name for benchmark in COMMONSENSE]}

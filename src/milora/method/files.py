@@ -1,0 +1,75 @@
+"""Files that are whole or not there, and digests of what is in them."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; what is written there takes its place at the end, on the disk.
+
+    After a crash at any moment, `path` is the old file or the new one.
+    """
+    unfinished = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder whose files move into `folder` once all are written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+    try:
+        yield unfinished
+        for file in unfinished.iterdir():
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(unfinished)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def view_bytes(tensor: "Tensor") -> memoryview:
+    """Return the tensor's bytes, without a copy where it is contiguous on the CPU already."""
+    import torch  # heavy, and those who only write files have no need of it
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -1,0 +1,89 @@
+"""A saved MiLoRA adapter → a PeftModel."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from milora.method.initialization import start_layers
+from milora.method.errors import MiloraError
+from milora.method.options import Form
+from milora.method.layers import MARK, MARKS, check_base, ready_layers
+from milora.method.variant import INITIAL_A, INITIAL_B
+
+
+def load_milora(
+    base_model: PreTrainedModel | PeftModel,
+    path: str | Path,
+    *,
+    adapter_name: str = "default",
+    form: Form = "intact",
+    is_trainable: bool = False,
+) -> PeftModel:
+    """Load an adapter that `save_pretrained` or a trainer's checkpoint wrote onto the base it was made from.
+
+    Args:
+        base_model: the untouched base, or a PeftModel that gets one adapter more.
+        path: a folder, or the name of a hub repository.
+        form: "residual" replaces W by W − s·B₀A₀ again, to continue such a run bit by bit; see
+            `initialize_lora_milora_weights`.
+        adapter_name: the name it gets; it becomes the active one.
+        is_trainable: False puts the model in eval mode with frozen adapters, as in PEFT.
+
+    Raises:
+        MiloraError: the path holds no MiLoRA adapter in safetensors, or the adapter is of another
+            base; `base_model` is then as it was.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        folder = Path(snapshot_download(str(path), allow_patterns=["adapter_*"]))
+    weights_file = folder / SAFETENSORS_WEIGHTS_NAME
+    for file in (weights_file, folder / CONFIG_NAME):
+        if not file.is_file():
+            raise MiloraError(f"{path} holds no {file.name}", "name a folder that save_pretrained wrote")
+    config = LoraConfig.from_pretrained(str(folder))
+    mark = config.init_lora_weights
+    if mark not in MARKS:
+        raise MiloraError(f"{path} is an ordinary adapter", "load it with PeftModel.from_pretrained")
+    try:
+        state = load_file(weights_file)
+    except SafetensorError as error:
+        raise MiloraError(f"{weights_file} is not whole: {error}", "save the adapter again") from error
+    config.init_lora_weights = True
+    config.inference_mode = not is_trainable
+    if isinstance(base_model, PeftModel):
+        model = base_model
+        model.add_adapter(adapter_name, config)
+        model.set_adapter(adapter_name)
+    else:
+        model = get_peft_model(base_model, config, adapter_name)
+
+    try:
+        _start_layers(model, state, adapter_name, form, mark)
+    except MiloraError:
+        if isinstance(base_model, PeftModel):
+            model.delete_adapter(adapter_name)
+        else:
+            model.unload()
+        raise
+    set_peft_model_state_dict(model, state, adapter_name)
+    return model if is_trainable else model.eval()
+
+
+def _start_layers(model: PeftModel, state: dict[str, Tensor], adapter_name: str, form: Form, mark: str) -> None:
+    """Check every layer's initial factors against its weight, where they can tell it, then attach them all."""
+    layers = ready_layers(model, adapter_name, form)
+    initial = {}
+    for name, layer in layers.items():
+        try:
+            initial[name] = state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
+        except KeyError as error:
+            raise MiloraError(f"the adapter's file lacks {error}", "it is not whole; save the adapter again") from error
+        if mark == MARK:
+            check_base(name, layer, *initial[name])
+    start_layers(model, adapter_name, layers, initial, form, mark)

@@ -1,0 +1,62 @@
+"""A trained run → the forms that others load."""
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from milora.method.loading import load_milora
+from milora.method.disk.conversion import convert_adapter
+from milora.method.errors import MiloraError
+from milora.method.export import save_milora_as_lora, save_residual_pair
+from milora.run.directory import RunDirectory
+from milora.models.base import attach_adapter, load_model, load_tokenizer
+
+Form = Literal["lora", "merged", "residual"]
+
+
+def export_run(run: RunDirectory, form: Form, output: Path, rank: int | None = None) -> Path:
+    """Write a trained run as an ordinary LoRA for the untouched base, a merged model, or the paper's residual pair.
+
+    The adapter of a method without initial factors is one that PEFT loads as it is, and is copied.
+
+    Raises:
+        MiloraError: the run is not trained, or the form does not fit the method.
+    """
+    recipe = run.recipe
+    method, is_full = recipe.adapter.method, recipe.adapter.method == "full"
+    if not run.is_trained:
+        raise MiloraError(f"{run.path} is not trained yet", "run `milora train` with its recipe first")
+    if rank is not None and (form != "lora" or not recipe.adapter.has_initial_factors):
+        raise MiloraError(f"--rank {rank} recompresses a LoRA, not --as {form} of {method}", "leave --rank out")
+    if form != "lora" and recipe.model.quantization:
+        raise MiloraError(
+            f"--as {form}: a weight in {recipe.model.quantization} would round the update away",
+            "use --as lora; what merges it into the full-precision base gets another model than was trained",
+        )
+    if form == "lora" and is_full or form == "residual" and not recipe.adapter.has_initial_factors:
+        raise MiloraError(f"method {method} leaves nothing to write as {form}: {run.trained}", "use --as merged")
+    if form == "merged" and is_full or form == "lora" and not recipe.adapter.has_initial_factors:
+        shutil.copytree(run.trained, output, dirs_exist_ok=True)
+        return output
+    model = load_model(recipe.model)
+    if form == "lora":
+        save_milora_as_lora(output, attach_adapter(model, run.adapter, recipe.adapter.base), rank=rank)
+        return output
+    if form == "residual":
+        save_residual_pair(output, load_milora(model, run.adapter, base="residual"))
+    else:
+        attach_adapter(model, run.adapter, recipe.adapter.base).merge_and_unload().save_pretrained(output)
+    load_tokenizer(recipe.model).save_pretrained(output)
+    return output
+
+
+def export_adapter(adapter: Path, initial: Path, form: Form, output: Path, rank: int | None = None) -> Path:
+    """Write an adapter trained on a residual model from `milora init` as an ordinary LoRA for the original base.
+
+    Raises:
+        MiloraError: see `convert_adapter`; or another form is asked for.
+    """
+    if form != "lora":
+        raise MiloraError(f"an adapter on a residual model is not written --as {form}", "leave --as out")
+    convert_adapter(output, adapter, initial, rank=rank)
+    return output

@@ -1,0 +1,102 @@
+"""A comparison's results → the files that people open."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from milora.report.figures import (
+    Drawing,
+    draw_losses,
+    draw_pareto,
+    draw_scores_by_rate,
+    draw_validation_by_rate,
+)
+from milora.comparison.grid import Grid
+from milora.report.run_page import render
+from milora.comparison.results import Arm, Results
+from milora.report.sentences import say_what_it_cannot, say_what_it_shows
+from milora.report.tables import format_arms, format_csv, format_tests, percent, tabulate_arms, tabulate_tests
+from milora.method.files import write_bytes, write_json, write_text
+
+
+def write_results(grid: Grid, results: Results) -> Path:
+    """Write index.html, results.json, points.csv, table.md, table.tex and the pictures; return the page."""
+    folder, comparison = grid.path, grid.comparison
+    folder.mkdir(parents=True, exist_ok=True)
+    shows, cannot = say_what_it_shows(results), say_what_it_cannot(results, comparison)
+    plan = comparison.model_dump()
+    write_json(folder / "results.json", {"comparison": plan, **asdict(results), "shows": shows, "cannot_show": cannot})
+    write_text(folder / "points.csv", format_csv(results))
+    tables = (format_arms(results, comparison, "github"), format_tests(results, "github"))
+    write_text(folder / "table.md", "\n\n".join((*tables, *cannot)) + "\n")
+    write_text(folder / "table.tex", format_arms(results, comparison, "latex_booktabs") + "\n")
+    drawings = _draw(results)
+    for name, drawing in drawings.items():
+        write_text(folder / f"{name}.svg", drawing.svg)
+        write_bytes(folder / f"{name}.png", drawing.png)
+    headers, rows = tabulate_arms(results, comparison)
+    grid_headers, grid_rows = _tabulate_points(results)
+    page = render(
+        "comparison.html.jinja",
+        comparison=comparison,
+        shows=shows,
+        cannot=cannot,
+        headers=headers,
+        rows=rows,
+        floor=results.arms[0].best.floor,
+        tests={task: tabulate_tests(found) for task, found in results.tests.items()},
+        items=results.items,
+        drawings=list(drawings.values()),
+        grid_headers=grid_headers,
+        grid_rows=grid_rows,
+        plan=OmegaConf.to_yaml(OmegaConf.create(plan)),
+        environment=next(run for _, run in grid if run.is_finished).read("environment.json"),
+    )
+    write_text(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def _draw(results: Results) -> dict[str, Drawing]:
+    arms = results.arms
+    drawings = {"validation-loss": draw_validation_by_rate(arms), "training-loss": draw_losses(arms)}
+    for task in results.tests:
+        drawings[f"{task}-by-rate"] = draw_scores_by_rate(arms, task)
+        for name, what, price in (
+            ("forgetting", "forgetting, nats per token", _forgetting),
+            ("memory", "peak memory, GB", _memory),
+        ):
+            places = {
+                arm.name: (paid, 100 * arm.best.scores[task].mean) for arm in arms if (paid := price(arm)) is not None
+            }
+            if places:
+                drawings[f"{task}-by-{name}"] = draw_pareto(places, what, task)
+    return drawings
+
+
+def _forgetting(arm: Arm) -> float | None:
+    return arm.best.forgetting.mean if arm.best.forgetting else None
+
+
+def _memory(arm: Arm) -> float | None:
+    memory = arm.best.costs["peak_memory"]
+    return None if memory is None else memory / 1e9
+
+
+def _tabulate_points(results: Results) -> tuple[list[str], list[list[str]]]:
+    tasks = list(results.tests)
+    rows = [
+        [
+            arm.name,
+            f"{point.learning_rate:g}" + (" (best)" if point is arm.best else ""),
+            str(len(point.seeds)),
+            f"{point.validation_loss.mean:.3f}",
+            *(percent(point.scores[task].mean) if task in point.scores else "–" for task in tasks),
+            "–" if point.forgetting is None else f"{point.forgetting.mean:.3f}",
+            f"{point.costs['weight_change']:.3g}",
+        ]
+        for arm in results.arms
+        for point in arm.points
+    ]
+    headers = ["method", "learning rate", "seeds", "validation loss", *(f"{task}, %" for task in tasks)]
+    return [*headers, "forgetting", "‖ΔW‖"], rows

@@ -1,0 +1,86 @@
+"""What a run directory keeps, as types; `RunDirectory` reads and writes them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReport:
+    """What tokenizing did: rows and tokens in all, rows cut at the length, rows dropped because no answer fitted."""
+
+    rows: int
+    tokens: int
+    truncated: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """Parameters that are trained, those of the whole model, and those in what was saved."""
+
+    trainable: int
+    total: int
+    stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """The training loss of one optimizer step, in nats per token."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What was measured before the first step."""
+
+    initialization_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecord:
+    """A finished training.
+
+    `seconds` count from the last start or resume, at step `resumed_at`. `peak_memory` is in bytes, `weight_change` is
+    ‖ΔW‖ over all adapted layers, `held_out_loss` is the loss before and after. `kept_step` is the step that was saved.
+    """
+
+    seconds: float
+    resumed_at: int
+    steps: int
+    seconds_per_step: float
+    tokens_per_step: float
+    initialization_seconds: float
+    processes: int
+    launcher: str
+    peak_memory: int
+    weight_change: float
+    kept_step: int
+    data: TokenReport
+    parameters: ParameterCounts
+    held_out_loss: tuple[float, float] | None
+    losses: list[StepLoss]
+
+
+@dataclass(frozen=True, slots=True)
+class Spectra:
+    """All singular values, descending, of a few weights by name."""
+
+    weights: dict[str, list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointMark:
+    """Says that a trainer's checkpoint was written whole: its files, and what wrote them."""
+
+    launcher: str
+    processes: int
+    versions: dict[str, str]
+    files: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class CellRecord:
+    """What a comparison notes of a run when everything it asked for is done: how long that took."""
+
+    seconds: float

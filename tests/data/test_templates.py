@@ -1,0 +1,67 @@
+"""The exact bytes of every prompt, in training and in evaluation, on a real row."""
+
+import pytest
+
+from milora.evaluation.benchmarks import BENCHMARKS
+from milora.data.templates import PROMPTS
+from milora.data.sets import COMMONSENSE as COMMONSENSE_FOLDERS
+
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\nHow many?\n\n### Response:"
+)
+# LLM-Adapters indents its template by 16 spaces in the source, and the spaces are in the prompt.
+COMMONSENSE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.  \n"
+    "\n"
+    "                ### Instruction:\n"
+    "                How many?\n"
+    "                \n"
+    "                ### Response:\n"
+    "                "
+)
+COMMONSENSE_EVALUATION = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n"
+    "\n"
+    "                ### Instruction:\n"
+    "                How many?\n"
+    "\n"
+    "                ### Response:\n"
+    "                "
+)
+
+TRAINING = {"plain": "Question: How many?\nAnswer:", "alpaca": ALPACA, "commonsense": COMMONSENSE}
+OFFICIAL = {
+    "arithmetic": "Question: How many?\nAnswer:",
+    "gsm8k": ALPACA + " Let's think step by step.",
+    "math": ALPACA + " Let's think step by step.",
+    **dict.fromkeys(COMMONSENSE_FOLDERS, COMMONSENSE_EVALUATION),
+    "humaneval": ALPACA,
+}
+
+
+def test_training_prompts():
+    assert {name: prompt.render("How many?") for name, prompt in PROMPTS.items()} == TRAINING
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_evaluation_prompts(name):
+    benchmark = BENCHMARKS[name]
+    assert benchmark.resolve_prompt(None).render("How many?") == OFFICIAL[name]
+    assert benchmark.resolve_prompt("commonsense").render("How many?") == COMMONSENSE
+
+
+def test_decoding_is_the_protocols():
+    stops = ("Instruction:", "Instruction", "Response:", "Response")
+    for name, length, beams, until in (
+        ("gsm8k", 1024, 1, stops),
+        ("math", 2048, 1, stops),
+        ("humaneval", 1024, 1, ()),
+        *((name, 32, 4, ()) for name in COMMONSENSE_FOLDERS),
+    ):
+        benchmark = BENCHMARKS[name]
+        assert (benchmark.max_new_tokens, benchmark.beams, benchmark.stops) == (length, beams, until)
+
+
+def test_braces_in_a_question_stay():
+    assert PROMPTS["alpaca"].render("{question} {x}").count("{x}") == 1

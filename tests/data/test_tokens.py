@@ -1,0 +1,50 @@
+"""What is trained on: answers and EOS, whole tokens, counted cuts."""
+
+import pytest
+
+from milora.models.base import EMBEDDED, load_tokenizer
+from milora.data.templates import PROMPTS, Prompt
+from milora.run.recipe import ModelSection
+from milora.data.tokens import IGNORED, tokenize_rows
+
+ROW = {"question": "What is 1 + 1?", "answer": "2. The answer is: 2"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(ModelSection(name=EMBEDDED))
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_exactly_the_answer_and_eos_are_trained(tokenizer, name):
+    prompt = PROMPTS[name]
+    data, _ = tokenize_rows([ROW], prompt, tokenizer, max_length=256)
+    row = data[0]
+    trained = [label for label in row["labels"] if label != IGNORED]
+    assert tokenizer.decode(trained) == prompt.answer_prefix + ROW["answer"] + tokenizer.eos_token
+    assert row["input_ids"][: -len(trained)] == tokenizer(prompt.render(ROW["question"]))["input_ids"]
+
+
+def test_a_token_that_would_straddle_the_boundary_is_still_trained(tokenizer):
+    glued = Prompt("Total:{question} uns", "")  # "uns" + "ure" is one token where both stand in one text
+    whole = tokenizer("Total: unsure")["input_ids"]
+    data, _ = tokenize_rows([{"question": "", "answer": "ure"}], glued, tokenizer, max_length=64)
+    row = data[0]
+    assert row["input_ids"] != [*whole, tokenizer.eos_token_id], "the example must be one that would merge"
+    trained = [label for label in row["labels"] if label != IGNORED]
+    assert tokenizer.decode(trained) == "ure" + tokenizer.eos_token
+
+
+def test_loss_on_all_trains_the_prompt_too(tokenizer):
+    data, _ = tokenize_rows([ROW], PROMPTS["alpaca"], tokenizer, max_length=256, loss_on="all")
+    assert data[0]["labels"] == data[0]["input_ids"]
+
+
+def test_cuts_are_counted_and_rows_without_room_left_out(tokenizer):
+    prompt = PROMPTS["plain"]
+    asked = len(prompt.encode(tokenizer, ROW["question"]))
+    whole = asked + len(prompt.encode_answer(tokenizer, ROW["answer"]))
+    for length, expected in ((whole, (0, 0)), (whole - 1, (1, 0)), (asked + 1, (1, 0)), (asked, (0, 1))):
+        data, report = tokenize_rows([ROW, ROW], prompt, tokenizer, max_length=length)
+        assert (report.truncated, report.dropped) == (2 * expected[0], 2 * expected[1])
+        assert all(len(row["input_ids"]) <= length for row in data)
