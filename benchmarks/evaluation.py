@@ -18,13 +18,13 @@ import torch
 from initialization import clock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from milora.evaluation.benchmarks import BENCHMARKS
 from milora.evaluation.benchmarks.benchmark import Benchmark
 from milora.evaluation.generation.local import LocalEngine, Request
-from milora.evaluation.target import resolve_target
-from milora.evaluation.benchmarks import BENCHMARKS
 from milora.evaluation.generation.wide import widen
-from milora.run.directory import describe_environment
+from milora.evaluation.target import resolve_target
 from milora.models.base import attach_adapter, load_model, load_tokenizer
+from milora.run.directory import describe_environment
 
 
 def loop(

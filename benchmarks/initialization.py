@@ -23,9 +23,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import Tensor
 
+from milora.method.decomposition import Factors, decompose_weight
 from milora.method.initialization import initialize_lora_milora_weights
 from milora.method.solver.certificate import Band, certify
-from milora.method.decomposition import Factors, decompose_weight
 from milora.run.directory import describe_environment
 
 SHAPES = ["576x576", "576x1536", "1536x576", "2048x2048", "4096x4096", "11008x4096", "4096x11008"]

@@ -22,7 +22,8 @@ from transformers import (
 
 import milora
 from milora.cli import main
-from milora.models.base import EMBEDDED, load_tokenizer, resolve_model
+from milora.models.base import load_tokenizer, resolve_model
+from milora.models.embedded import EMBEDDED
 from milora.run.recipe import ModelSection
 
 

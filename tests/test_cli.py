@@ -22,10 +22,12 @@ def test_run_trains_evaluates_exports_and_reports(finished, small_model):
     before, after = training["held_out_loss"]
     assert after < before and training["steps"] == 8 and len(training["losses"]) == 8
     for who in ("base", "trained"):
-        samples = (run / "evaluation" / who / "arithmetic" / "samples.jsonl").read_text().splitlines()
+        (folder,) = (run / "evaluation" / who / "arithmetic").iterdir()
+        samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
         assert len(samples) == 4
-        scores = json.loads((run / "evaluation" / who / "arithmetic" / "scores.json").read_text())
-        assert scores["accuracy"] == sum(json.loads(line)["correct"] for line in samples) / 4
+        scores = json.loads((folder / "scores.json").read_text())
+        found = scores["metrics"]["corrected"]["value"]
+        assert found == sum(sample["grades"]["corrected"]["score"] for sample in samples) / 4
     assert list((run / "tensorboard").iterdir())
     base = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
     exported = logits_of(PeftModel.from_pretrained(base, run / "export" / "lora"))
@@ -90,11 +92,11 @@ def test_eval_of_other_tasks(finished, call, data_dir):
     assert "gsm8k" in out and "arc_easy" in out and "official" in out
 
 
-def test_engines_have_configurations(call):
-    code, out, _ = call("engine", "zero2")
+def test_launchers_have_configurations(call):
+    code, out, _ = call("launcher", "zero2")
     assert code == 0 and "zero_stage: 2" in Path(out.strip()).read_text()
-    code, _, err = call("engine", "zero4")
-    assert code == 2 and "shipped are ddp, fsdp2, zero2, zero3" in err
+    code, _, err = call("launcher", "zero4")
+    assert code == 2 and "choose ddp, fsdp2, zero2, zero3" in err
 
 
 def test_ls_and_show(call):
@@ -109,7 +111,7 @@ BAD = [
     (("show", "nothing"), "there is no recipe 'nothing'"),
     (("train", "RECIPE", "adapter.target_modules=[q_prj]"), "it has down_proj, gate_proj, k_proj"),
     (("train", "RECIPE", "adapter.rank=200"), "k_proj: rank 200 is outside 1 … 192"),
-    (("train", "RECIPE", "data.name=none.jsonl"), "there is no such file"),
+    (("train", "RECIPE", "data.name=none.jsonl"), "the file does not exist"),
     (("train", "RECIPE", "model.name=/nowhere"), "cannot be loaded"),
     (
         ("train", "RECIPE", "model.name=/nowhere", "adapter.target_modules=[q_proj]"),
@@ -119,7 +121,7 @@ BAD = [
     (("eval", "/nowhere"), "name --tasks"),
     (("eval", "/nowhere", "--tasks", "arithmetic"), "model '/nowhere' cannot be loaded"),
     (("eval", "RUN", "--tasks", "gsm9k"), "there is no task gsm9k"),
-    (("eval", "RUN", "--engine", "server"), "a server needs its url"),
+    (("eval", "RUN", "--backend", "server"), "a server needs its url"),
     (("export", "RUN", "--as", "lora", "--rank", "99"), "rank=99 is outside 1 … 8"),
     (("export", "RUN", "--as", "merged", "--rank", "2"), "--rank 2 recompresses a LoRA"),
     (("eval", "RUN", "--tasks", "gsm8k", "--data-dir", "/nowhere"), "does not exist"),

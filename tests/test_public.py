@@ -16,7 +16,7 @@ def test_all_names_resolve_and_are_documented():
         "Factors",
         "InitializationReport",
         "LayerReport",
-        "MiLoraCallback",
+        "MiloraCallback",
         "MiloraError",
         "decompose_weight",
         "get_milora_state_dict",

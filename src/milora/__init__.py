@@ -5,18 +5,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from milora.method.decomposition import Factors as Factors
+    from milora.method.decomposition import decompose_weight as decompose_weight
+    from milora.method.errors import MiloraError as MiloraError
+    from milora.method.export import ExportReport as ExportReport
+    from milora.method.export import MiloraCallback as MiloraCallback
+    from milora.method.export import save_milora_as_lora as save_milora_as_lora
     from milora.method.initialization import InitializationReport as InitializationReport
     from milora.method.initialization import LayerReport as LayerReport
     from milora.method.initialization import get_milora_state_dict as get_milora_state_dict
     from milora.method.initialization import initialize_lora_milora_weights as initialize_lora_milora_weights
     from milora.method.loading import load_milora as load_milora
-    from milora.method.errors import MiloraError as MiloraError
-    from milora.method.export import ExportReport as ExportReport
-    from milora.method.export import MiloraCallback as MiloraCallback
-    from milora.method.export import save_milora_as_lora as save_milora_as_lora
     from milora.method.solver.certificate import Certificate as Certificate
-    from milora.method.decomposition import Factors as Factors
-    from milora.method.decomposition import decompose_weight as decompose_weight
 
 __version__ = version("milora")
 

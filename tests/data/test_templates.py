@@ -2,10 +2,12 @@
 
 import pytest
 
-from milora.evaluation.benchmarks import BENCHMARKS
-from milora.data.templates import PROMPTS
+from milora.data.conversation import Conversation
 from milora.data.sets import COMMONSENSE as COMMONSENSE_FOLDERS
+from milora.data.templates import TEMPLATES
+from milora.evaluation.benchmarks import BENCHMARKS
 
+ASKED = Conversation.of_turn("How many?", "Two.").prompt
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     "\n\n### Instruction:\nHow many?\n\n### Response:"
@@ -41,14 +43,12 @@ OFFICIAL = {
 
 
 def test_training_prompts():
-    assert {name: prompt.render("How many?") for name, prompt in PROMPTS.items()} == TRAINING
+    assert {name: template.render(ASKED) for name, template in TEMPLATES.items()} == TRAINING
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_evaluation_prompts(name):
-    benchmark = BENCHMARKS[name]
-    assert benchmark.resolve_prompt(None).render("How many?") == OFFICIAL[name]
-    assert benchmark.resolve_prompt("commonsense").render("How many?") == COMMONSENSE
+    assert BENCHMARKS[name].prompt.render(ASKED) == OFFICIAL[name]
 
 
 def test_decoding_is_the_protocols():
@@ -64,4 +64,4 @@ def test_decoding_is_the_protocols():
 
 
 def test_braces_in_a_question_stay():
-    assert PROMPTS["alpaca"].render("{question} {x}").count("{x}") == 1
+    assert TEMPLATES["alpaca"].render(Conversation.of_turn("{question} {x}", "").prompt).count("{x}") == 1

@@ -1,13 +1,20 @@
 """What is trained on: answers and EOS, whole tokens, counted cuts."""
 
+import datasets
 import pytest
 
-from milora.models.base import EMBEDDED, load_tokenizer
-from milora.data.templates import PROMPTS, Prompt
-from milora.run.recipe import ModelSection
+from milora.data.conversation import Conversation
+from milora.data.templates import TEMPLATES, TextTemplate
 from milora.data.tokens import IGNORED, tokenize_rows
+from milora.models.base import load_tokenizer
+from milora.models.embedded import EMBEDDED
+from milora.run.recipe import ModelSection
 
-ROW = {"question": "What is 1 + 1?", "answer": "2. The answer is: 2"}
+ROW = Conversation.of_turn("What is 1 + 1?", "2. The answer is: 2")
+
+
+def table(*rows):
+    return datasets.Dataset.from_list([row.to_row() for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -15,20 +22,20 @@ def tokenizer():
     return load_tokenizer(ModelSection(name=EMBEDDED))
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_exactly_the_answer_and_eos_are_trained(tokenizer, name):
-    prompt = PROMPTS[name]
-    data, _ = tokenize_rows([ROW], prompt, tokenizer, max_length=256)
+    template = TEMPLATES[name]
+    data, _ = tokenize_rows(table(ROW), template, tokenizer, max_length=256)
     row = data[0]
     trained = [label for label in row["labels"] if label != IGNORED]
-    assert tokenizer.decode(trained) == prompt.answer_prefix + ROW["answer"] + tokenizer.eos_token
-    assert row["input_ids"][: -len(trained)] == tokenizer(prompt.render(ROW["question"]))["input_ids"]
+    assert tokenizer.decode(trained) == template.answer_prefix + ROW.answer + tokenizer.eos_token
+    assert row["input_ids"][: -len(trained)] == tokenizer(template.render(ROW.prompt))["input_ids"]
 
 
 def test_a_token_that_would_straddle_the_boundary_is_still_trained(tokenizer):
-    glued = Prompt("Total:{question} uns", "")  # "uns" + "ure" is one token where both stand in one text
+    glued = TextTemplate("Total:{question} uns")  # "uns" + "ure" is one token where both stand in one text
     whole = tokenizer("Total: unsure")["input_ids"]
-    data, _ = tokenize_rows([{"question": "", "answer": "ure"}], glued, tokenizer, max_length=64)
+    data, _ = tokenize_rows(table(Conversation.of_turn("", "ure")), glued, tokenizer, max_length=64)
     row = data[0]
     assert row["input_ids"] != [*whole, tokenizer.eos_token_id], "the example must be one that would merge"
     trained = [label for label in row["labels"] if label != IGNORED]
@@ -36,15 +43,15 @@ def test_a_token_that_would_straddle_the_boundary_is_still_trained(tokenizer):
 
 
 def test_loss_on_all_trains_the_prompt_too(tokenizer):
-    data, _ = tokenize_rows([ROW], PROMPTS["alpaca"], tokenizer, max_length=256, loss_on="all")
+    data, _ = tokenize_rows(table(ROW), TEMPLATES["alpaca"], tokenizer, max_length=256, loss_on="all")
     assert data[0]["labels"] == data[0]["input_ids"]
 
 
 def test_cuts_are_counted_and_rows_without_room_left_out(tokenizer):
-    prompt = PROMPTS["plain"]
-    asked = len(prompt.encode(tokenizer, ROW["question"]))
-    whole = asked + len(prompt.encode_answer(tokenizer, ROW["answer"]))
+    template = TEMPLATES["plain"]
+    encoded = template.encode(tokenizer, ROW)
+    asked, whole = encoded.trained.count(False), len(encoded.ids)
     for length, expected in ((whole, (0, 0)), (whole - 1, (1, 0)), (asked + 1, (1, 0)), (asked, (0, 1))):
-        data, report = tokenize_rows([ROW, ROW], prompt, tokenizer, max_length=length)
+        data, report = tokenize_rows(table(ROW, ROW), template, tokenizer, max_length=length)
         assert (report.truncated, report.dropped) == (2 * expected[0], 2 * expected[1])
         assert all(len(row["input_ids"]) <= length for row in data)

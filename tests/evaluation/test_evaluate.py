@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +13,13 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 
 from milora import MiloraError
-from milora.evaluation.generation.local import LocalEngine, Request
-from milora.evaluation.evaluate import evaluate
+from milora.evaluation.evaluate import evaluate, locate_scores
 from milora.evaluation.generation.generator import Generator
-from milora.evaluation.target import resolve_target
+from milora.evaluation.generation.local import LocalBackend
+from milora.evaluation.generation.request import Decoding, Request
 from milora.evaluation.generation.wide import widen
-from milora.method.files import read_json, read_lines
+from milora.evaluation.scores import Scores, read_samples
+from milora.evaluation.target import resolve_target
 from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.run.recipe import EvaluationSection, ModelSection
 from tests.conftest import drift, logits_of
@@ -28,8 +28,17 @@ FEW = EvaluationSection(tasks=["arithmetic"], limit=6, max_new_tokens=8, batch_s
 
 
 def _score(target, section=FEW, **options):
-    evaluate(target, section, **options)
-    return {path.parent.parent.name: read_lines(path) for path in target.folder.glob("*/*/samples.jsonl")}
+    """Each who's samples of the section's first task."""
+    scored = evaluate(target, section, **options)
+    targets = {one.who: one for one in (target.base, target)}
+    return {
+        scores.who: read_samples(locate_scores(targets[scores.who], section.tasks[0], section)[0]) for scores in scored
+    }
+
+
+def _folder(target, section=FEW):
+    (folder,) = locate_scores(target, section.tasks[0], section)
+    return folder
 
 
 @pytest.fixture
@@ -51,41 +60,45 @@ def test_a_run_its_checkpoint_its_adapter_and_its_export_score_alike(run, monkey
     plain = FEW.model_copy(update={"prompt": "official"})  # an adapter does not say what prompt it was trained with
     for adapter in (run / "adapter", run / "export" / "lora"):
         target = resolve_target(str(adapter), "float32")
-        assert target.prompt is None
+        assert target.template is None
         assert _score(target, plain)["trained"] == trained["trained"]
 
 
 def test_scores_say_what_they_are(run):
     target = resolve_target(str(run))
     samples = _score(target)["trained"]
-    scores = read_json(target.folder / "trained" / "arithmetic" / "scores.json")
-    assert scores["count"] == len(samples) == 6 and scores["made"] == 6 and scores["tokens_per_second"] > 0
-    assert scores["accuracy"] == sum(sample["correct"] for sample in samples) / 6
-    assert scores["official"]["accuracy"] == sum(sample["official_correct"] for sample in samples) / 6
-    assert scores["environment"]["versions"]["lm-eval"] and len(scores["prompt_sha256"]) == 64
-    assert scores["settings"]["version"] == 2 and scores["seeds"]
+    scores = _folder(target).read(Scores)
+    assert scores.count == len(samples) == 6
+    assert scores.cost.made == 6 and scores.cost.tokens_per_second > 0
+    assert scores.primary == "corrected" and scores.metrics.keys() == {"corrected", "official"}
+    for grader, metric in scores.metrics.items():
+        assert metric.value == sum(sample.grades[grader].score for sample in samples) / 6
+    assert scores.environment.versions["lm-eval"]
+    assert scores.settings.version == "2" and "{question}" in scores.settings.prompt
 
 
-def test_a_changed_setting_is_scored_again_and_the_same_is_not(run):
+def test_other_settings_are_scored_beside_and_the_same_ones_are_read(run):
     target = resolve_target(str(run))
     _score(target)
-    file = target.folder / "trained" / "arithmetic" / "scores.json"
+    file = _folder(target).samples
     before = file.stat().st_mtime_ns
     _score(target)
     assert file.stat().st_mtime_ns == before
-    _score(target, FEW.model_copy(update={"limit": 4}))
-    assert read_json(file)["count"] == 4
+    fewer = FEW.model_copy(update={"limit": 4})
+    _score(target, fewer)
+    assert _folder(target, fewer).read(Scores).count == 4
+    assert _folder(target).read(Scores).count == 6 and file.stat().st_mtime_ns == before
 
 
-def test_an_evaluation_goes_on_where_it_stopped(run):
+def test_an_evaluation_resumes_where_it_stopped(run):
     target = resolve_target(str(run))
     samples = _score(target)["trained"]
-    folder = target.folder / "trained" / "arithmetic"
-    lines = (folder / "completions-0.jsonl").read_text().split("\n")
-    (folder / "scores.json").unlink()
-    (folder / "completions-0.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])
+    folder = _folder(target)
+    lines = folder.completions(0).read_text().split("\n")
+    (folder.path / "scores.json").unlink()
+    folder.completions(0).write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])
     assert _score(target)["trained"] == samples
-    assert read_json(folder / "scores.json")["made"] == 4  # of batches of two: one is whole, another half
+    assert folder.read(Scores).cost.made == 4  # of batches of two: one is whole, another half
 
 
 def test_processes_share_the_work_and_score_the_same(run):
@@ -95,9 +108,9 @@ def test_processes_share_the_work_and_score_the_same(run):
     done = subprocess.run([*command, "-m", "milora", "eval", str(run), *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("arithmetic") == 1
-    folder = run / "evaluation" / "trained" / "arithmetic"
-    assert len(list(folder.glob("completions-*.jsonl"))) == 2
-    shared = read_lines(folder / "samples.jsonl")
+    folder = _folder(resolve_target(str(run)))
+    assert len(folder.all_completions()) == 2
+    shared = read_samples(folder)
     shutil.rmtree(run / "evaluation")
     assert _score(resolve_target(str(run)))["trained"] == shared
 
@@ -105,15 +118,15 @@ def test_processes_share_the_work_and_score_the_same(run):
 def test_padding_and_batches_do_not_change_a_completion(small_model):
     section = ModelSection(name=str(small_model), dtype="float32")
     model, tokenizer = resolve_target(str(small_model), "float32").load(), load_tokenizer(section)
-    decoding = {"until": [], "max_gen_toks": 8, "do_sample": False, "num_beams": 1}
+    decoding = Decoding(max_new_tokens=8)
     requests = [Request("A word. " * count, decoding) for count in (1, 30, 7)]
     found = []
     for batch_size in (1, 3):
-        engine = LocalEngine(model, tokenizer, batch_size)
+        engine = LocalBackend(model, tokenizer, batch_size)
         found.append({index: text for part in engine.complete(requests, set()) for index, text in part.items()})
     assert found[0] == found[1]
     with pytest.raises(MiloraError, match="training mode"):
-        LocalEngine(model.train(), tokenizer, 1)
+        LocalBackend(model.train(), tokenizer, 1)
 
 
 @pytest.mark.parametrize(("beams", "stops", "ends"), [(1, [], 0), (1, ["a", "is"], 0), (1, [], 2), (4, [], 0)])
@@ -175,8 +188,8 @@ def test_an_adapter_of_another_kind_is_scored_as_it_is(config, load_small, small
 
 def test_a_batch_that_does_not_fit_is_halved(small_model, monkeypatch):
     target = resolve_target(str(small_model), "float32")
-    engine = LocalEngine(target.load(), load_tokenizer(target.model), 8)
-    decoding = {"until": [], "max_gen_toks": 4, "do_sample": False, "num_beams": 1}
+    engine = LocalBackend(target.load(), load_tokenizer(target.model), 8)
+    decoding = Decoding(max_new_tokens=4)
     requests = [Request("A word. " * count, decoding) for count in range(1, 6)]
     expected = [part for part in engine.complete(requests, set())]
     whole, sizes = engine.harness.generate_until, []
@@ -217,9 +230,12 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
     )
     target = resolve_target(str(run))
-    samples = _score(target, EvaluationSection(tasks=[str(tmp_path / "tiny.yaml")]))["trained"]
-    scores = read_json(target.folder / "trained" / "tiny" / "scores.json")
-    assert scores["metric"] == "acc" and scores["count"] == len(samples) == 2 and 0 <= scores["accuracy"] <= 1
+    section = EvaluationSection(tasks=[str(tmp_path / "tiny.yaml")])
+    samples = _score(target, section)["trained"]
+    scores = _folder(target, section).read(Scores)
+    assert scores.primary == "acc" and scores.count == len(samples) == 2
+    assert scores.headline.value == sum(sample.grades["acc"].score for sample in samples) / 2
+    assert {sample.question for sample in samples} == {row["text"] for row in rows}
 
 
 REFUSED = [
@@ -236,6 +252,7 @@ def test_refused(finished, tasks, message):
 
 
 def test_an_untrained_run(finished, tmp_path):
-    (tmp_path / "recipe.yaml").write_text((Path(finished[1]) / "recipe.yaml").read_text())
+    for name in ("recipe.yaml", "identity.json"):
+        (tmp_path / name).write_text((finished[1] / name).read_text())
     with pytest.raises(MiloraError, match="is not trained yet"):
         resolve_target(str(tmp_path))

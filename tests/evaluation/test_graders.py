@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from milora.data.rows import load_rows
 from milora.evaluation.graders.choices import corrected_choice, official_choice
 from milora.evaluation.graders.grade import Grade, grade_within
 from milora.evaluation.graders.mathematics import corrected_mathematics, last_boxed, official_mathematics
 from milora.evaluation.graders.numbers import corrected_number, official_number
-from milora.data.rows import load_rows
 from tests.evaluation.table_choices import CHOICES
 from tests.evaluation.table_mathematics import MATHEMATICS
 from tests.evaluation.table_numbers import NUMBERS
@@ -19,22 +19,22 @@ SECONDS = 4.0
 @pytest.mark.parametrize(("completion", "gold", "official", "corrected"), NUMBERS, ids=range(len(NUMBERS)))
 def test_numbers(completion, gold, official, corrected):
     gold = f"2 + 2 = 5.\nThe answer is: {gold}"
-    assert official_number(completion, gold).correct == official
-    assert corrected_number(completion, gold).correct == corrected
+    assert official_number(completion, gold).score == official
+    assert corrected_number(completion, gold).score == corrected
 
 
 @pytest.mark.parametrize("words", CHOICES)
 def test_choices(words):
     for completion, gold, official, corrected in CHOICES[words]:
         gold = f"the correct answer is {gold}"
-        assert official_choice(words)(completion, gold).correct == official, completion
-        assert corrected_choice(words)(completion, gold).correct == corrected, completion
+        assert official_choice(words)(completion, gold).score == official, completion
+        assert corrected_choice(words)(completion, gold).score == corrected, completion
 
 
 @pytest.mark.parametrize(("grader", "column"), [(official_mathematics, 2), (corrected_mathematics, 3)])
 def test_mathematics(grader, column):
     grades = grade_within(grader, [row[:2] for row in MATHEMATICS], SECONDS)
-    wrong = [(row, grade) for row, grade in zip(MATHEMATICS, grades, strict=True) if grade.correct != row[column]]
+    wrong = [(row, grade) for row, grade in zip(MATHEMATICS, grades, strict=True) if grade.score != row[column]]
     assert not wrong
     assert not Path("/tmp/milora-was-here").exists()
 
@@ -47,20 +47,20 @@ def test_the_corrected_grader_is_the_stricter_one_where_it_matters():
 def _never_ends(completion, gold):
     while completion == "hang":
         pass
-    return Grade(completion, True)
+    return Grade(completion, 1.0)
 
 
 def _takes_all_memory(completion, gold):
     if completion == "eat":
         bytearray(2**40)
-    return Grade(completion, True)
+    return Grade(completion, 1.0)
 
 
 def test_limits_cost_one_row_and_no_other():
     rows = [("a", ""), ("hang", ""), ("b", "")]
-    assert [grade.correct for grade in grade_within(_never_ends, rows, 1.0)] == [True, False, True]
+    assert [grade.score for grade in grade_within(_never_ends, rows, 1.0)] == [True, False, True]
     rows = [("a", ""), ("eat", ""), ("b", "")]
-    assert [grade.correct for grade in grade_within(_takes_all_memory, rows, 10.0)] == [True, False, True]
+    assert [grade.score for grade in grade_within(_takes_all_memory, rows, 10.0)] == [True, False, True]
 
 
 BOXES = [
@@ -83,15 +83,15 @@ def test_last_boxed(text, inside):
 
 def test_golds_of_gsm8k_and_of_the_commonsense_sets_are_right(data_dir):
     rows = load_rows("gsm8k", "test", data_dir)
-    assert all(corrected_number(row["answer"], row["answer"]).correct for row in rows)
+    assert all(corrected_number(row.answer, row.answer).score for row in rows)
     words = tuple(f"answer{i}" for i in range(1, 6))
     for row in load_rows("arc_challenge", "test", data_dir):
-        assert corrected_choice(words)(row["answer"], row["answer"]).correct
+        assert corrected_choice(words)(row.answer, row.answer).score
 
 
 def test_golds_of_math_are_right(data_dir):
     rows = load_rows("math", "test", data_dir)[::25]
-    pairs = [(f"The answer is: ${gold}$.", gold) for gold in (last_boxed(row["answer"]) for row in rows)]
+    pairs = [(f"The answer is: ${gold}$.", gold) for gold in (last_boxed(row.answer) for row in rows)]
     grades = grade_within(corrected_mathematics, pairs, SECONDS)
-    refused = [gold for (_, gold), grade in zip(pairs, grades, strict=True) if not grade.correct]
+    refused = [gold for (_, gold), grade in zip(pairs, grades, strict=True) if not grade.score]
     assert len(pairs) == 200 and not refused, refused

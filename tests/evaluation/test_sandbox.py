@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from milora.evaluation import sandbox
-from milora.evaluation.sandbox.programs import run_program, run_programs
-from milora.evaluation.benchmarks.humaneval import grade_programs
 from milora.data.rows import load_rows
+from milora.evaluation.benchmarks.humaneval import grade_programs
+from milora.evaluation.sandbox import programs
+from milora.evaluation.sandbox.programs import run_program, run_programs
 
 HOSTILE = {
     "endless loop": "import time\nend = time.time() + 30\nwhile time.time() < end: pass",
@@ -157,7 +157,7 @@ def test_files_of_the_user_cannot_be_read(canary, layers):
 
 
 def test_a_sandbox_that_cannot_start_is_no_score(monkeypatch, tmp_path):
-    monkeypatch.setattr(sandbox, "SCRIPT", tmp_path / "missing.py")
+    monkeypatch.setattr(programs, "SCRIPT", tmp_path / "missing.py")
     with pytest.raises(RuntimeError, match="cannot run an empty program"):
         run_programs(["x = 1"])
 
@@ -182,7 +182,8 @@ def test_honest_programs_pass():
 
 def test_humaneval_grades_its_own_solutions_right_and_wrong_ones_wrong(data_dir):
     rows = load_rows("humaneval", "test", data_dir)
-    assert all(grade.correct for pair in grade_programs([row["answer"] for row in rows], rows) for grade in pair)
+    right = grade_programs([row.answer for row in rows], rows)
+    assert all(grade.score == 1 for grades in right.values() for grade in grades)
     wrong = grade_programs(["    return None\n"] * len(rows), rows)
-    assert not any(grade.correct for pair in wrong for grade in pair)
+    assert not any(grade.score for grades in wrong.values() for grade in grades)
     assert not list(Path.cwd().glob("milora-*"))

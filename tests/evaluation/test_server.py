@@ -1,18 +1,21 @@
-"""The server engine against a loopback server that is slow, fails, and answers out of order."""
+"""The server backend against a loopback server that is slow, fails, and answers out of order."""
 
 import json
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from milora import MiloraError
-from milora.evaluation.generation.local import Request
-from milora.evaluation.generation.server import ServerEngine
+from milora.evaluation.generation.completions import complete_all
+from milora.evaluation.generation.request import Decoding, Request
+from milora.evaluation.generation.server import ServerBackend
+from milora.run.directory import ScoreFolder
 
-DECODING = {"until": ["stop"], "max_gen_toks": 7, "do_sample": False, "num_beams": 1}
+DECODING = Decoding(max_new_tokens=7, stops=("stop",))
 
 
 class Loopback(ThreadingHTTPServer):
@@ -76,20 +79,20 @@ def server():
 
 
 def _requests(*prompts, **decoding):
-    return [Request(prompt, {**DECODING, **decoding}) for prompt in prompts]
+    return [Request(prompt, replace(DECODING, **decoding)) for prompt in prompts]
 
 
-def _complete(engine, requests, done=()):
+def _complete(backend, requests, done=()):
     found = {}
-    for part in engine.complete(requests, done):
+    for part in backend.complete(requests, done):
         found |= part
     return found
 
 
 def test_every_prompt_is_answered_once_in_its_place(server):
     prompts = [f"{('slow', 'flaky', 'plain')[i % 3]} {i}" for i in range(30)]
-    engine = ServerEngine(server.url, "small", concurrency=8)
-    order = [index for part in engine.complete(_requests(*prompts), set()) for index in part]
+    backend = ServerBackend(server.url, "small", concurrency=8)
+    order = [index for part in backend.complete(_requests(*prompts), set()) for index in part]
     assert sorted(order) == list(range(30)) and order != sorted(order)
     assert set(server.answered.values()) == {1} and len(server.answered) == 30
     assert {(body["temperature"], body["max_tokens"], tuple(body["stop"])) for body in server.bodies} == {
@@ -98,35 +101,30 @@ def test_every_prompt_is_answered_once_in_its_place(server):
 
 
 def test_what_is_done_is_not_asked(server):
-    engine = ServerEngine(server.url, "small")
-    assert _complete(engine, _requests("a", "b", "c"), {0, 2}) == {1: "B"}
+    backend = ServerBackend(server.url, "small")
+    assert _complete(backend, _requests("a", "b", "c"), {0, 2}) == {1: "B"}
     assert list(server.tried) == ["b"]
 
 
 def test_beams_are_asked_for_as_vllm_takes_them(server):
-    _complete(ServerEngine(server.url, "small"), _requests("a", num_beams=4))
+    _complete(ServerBackend(server.url, "small"), _requests("a", beams=4))
     assert (server.bodies[0]["use_beam_search"], server.bodies[0]["n"]) == (True, 4)
 
 
 def test_a_failure_loses_nothing_and_the_next_run_asks_only_for_the_rest(server, tmp_path):
-    from lm_eval.api.instance import Instance
-
-    from milora.evaluation.generation.completions import RecordedModel
-
-    prompts = ["one", "bad", "slow two", "flaky three"]
-    asked = [Instance("generate_until", {}, (prompt, DECODING), index) for index, prompt in enumerate(prompts)]
+    asked, folder = _requests("one", "bad", "slow two", "flaky three"), ScoreFolder(tmp_path)
     with pytest.raises(MiloraError, match="1 of 4 prompts were not answered.*too long"):
-        RecordedModel(ServerEngine(server.url, "small"), tmp_path).generate_until(asked)
+        complete_all(ServerBackend(server.url, "small"), asked, folder)
     server.healed = True
-    with next(tmp_path.glob("completions-*.jsonl")).open("a") as file:
+    with folder.completions(0).open("a") as file:
         file.write('{"index": 1, "requ')  # killed while writing
-    again = RecordedModel(ServerEngine(server.url, "small"), tmp_path)
-    assert again.generate_until(asked) == ["ONE", "BAD", "SLOW TWO", "FLAKY THREE"]
+    again = complete_all(ServerBackend(server.url, "small"), asked, folder)
+    assert again.texts == ["ONE", "BAD", "SLOW TWO", "FLAKY THREE"]
     assert again.made == 1 and set(server.answered.values()) == {1}
 
 
 def test_a_wrong_address_and_a_wrong_name(server):
     with pytest.raises(MiloraError, match="serves small, not other"):
-        ServerEngine(server.url, "other")
+        ServerBackend(server.url, "other")
     with pytest.raises(MiloraError, match="no completions server answers"):
-        ServerEngine("http://127.0.0.1:9/v1", "small")
+        ServerBackend("http://127.0.0.1:9/v1", "small")

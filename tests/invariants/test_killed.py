@@ -17,7 +17,7 @@ MOMENTS = {
     "training": "checkpoints/checkpoint-2/complete.json",
     "the last step": "checkpoints/checkpoint-8/complete.json",
     "after training": "training.json",
-    "evaluation": "evaluation/base/arithmetic/scores.json",
+    "evaluation": "evaluation/base/arithmetic/*/scores.json",
 }
 
 
@@ -28,9 +28,10 @@ def _start(recipe: str, runs: Path) -> subprocess.Popen[bytes]:
 
 def _result(runs: Path) -> dict[str, bytes]:
     (run,) = runs.iterdir()
-    files = ["adapter/adapter_model.safetensors", "export/lora/adapter_model.safetensors"]
-    files += [f"evaluation/{who}/arithmetic/samples.jsonl" for who in ("base", "trained")]
-    return {name: (run / name).read_bytes() for name in files}
+    files = [run / folder / "adapter_model.safetensors" for folder in ("adapter", "export/lora")]
+    files += run.glob("evaluation/*/arithmetic/*/samples.jsonl")
+    assert len(files) == 4
+    return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
 @pytest.fixture(scope="module")

@@ -155,14 +155,14 @@ def _mixed_batch(model):
 @pytest.mark.filterwarnings("ignore:Adapter default was active which is now deleted")
 @pytest.mark.parametrize("misuse", [_disable, _switch, _delete, _mixed_batch, lambda model: model.unload()])
 def test_residual_weights_are_never_used_alone(load_small, misuse):
-    model = add_milora(load_small(), base="residual")
+    model = add_milora(load_small(), form="residual")
     for subject in (copy.deepcopy(model), model):
         with pytest.raises(MiloraError, match="residual"):
             misuse(subject)
 
 
 def test_residual_merges(load_small):
-    model = train_briefly(add_milora(load_small(), base="residual"))
+    model = train_briefly(add_milora(load_small(), form="residual"))
     trained = logits_of(model)
     twin = copy.deepcopy(model)
     assert drift(logits_of(twin.merge_and_unload()), trained) < 1e-5
@@ -172,7 +172,7 @@ def test_residual_merges(load_small):
 @pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`")
 def test_tied_layers_cannot_be_merged_or_made_residual():
     with pytest.raises(MiloraError, match=r"lm_head.*tied"):
-        add_milora(make_gpt2(), base="residual", target_modules=["lm_head"])
+        add_milora(make_gpt2(), form="residual", target_modules=["lm_head"])
     model = add_milora(make_gpt2(), target_modules=["lm_head"])
     with pytest.raises(MiloraError, match="tied"):
         model.merge_and_unload()
@@ -213,12 +213,12 @@ def test_a_refused_weight_leaves_the_model_as_it_was(load_small, poison):
     base.model.layers[1].mlp.down_proj.weight.data[0, 0] = poison
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     with pytest.raises(MiloraError, match=r"layers\.1\.mlp\.down_proj.*NaN or Inf"):
-        add_milora(base, base="residual")
+        add_milora(base, form="residual")
     after = {name.replace("base_layer.", ""): tensor for name, tensor in base.state_dict().items()}
     assert all(torch.equal(after[name].nan_to_num(), tensor.nan_to_num()) for name, tensor in before.items())
 
 
-@pytest.mark.parametrize("option", [{"components": "smallest"}, {"base": "changed"}, {"scale": "sqrt"}])
+@pytest.mark.parametrize("option", [{"components": "smallest"}, {"form": "changed"}, {"weighting": "sqrt"}])
 def test_unknown_options(load_small, option):
     with pytest.raises(MiloraError, match="is unknown"):
         add_milora(load_small(), **option)
@@ -233,5 +233,5 @@ def test_no_peft_model_and_no_such_adapter(load_small):
 
 def test_export_of_an_ordinary_lora_is_refused(load_small, tmp_path):
     model = get_peft_model(load_small(), LoraConfig(r=4, target_modules="all-linear"))
-    with pytest.raises(MiloraError, match="not initialised by milora"):
+    with pytest.raises(MiloraError, match="not initialized by milora"):
         milora.save_milora_as_lora(tmp_path, model)

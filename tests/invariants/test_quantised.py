@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 import milora
 from milora import MiloraError
 from milora.method.variant import read_weight
-from milora.run.directory import open_run
-from milora.models.export import export_run
 from milora.models.base import attach_adapter, load_model
+from milora.models.export import export_run
+from milora.run.directory import open_run
 from milora.run.recipe import load_recipe
+from milora.run.records import TrainingRecord
 from tests.conftest import add_milora, drift, logits_of, train_briefly
 
 BITS = {
@@ -72,7 +73,7 @@ def test_a_repacked_weight_is_refused(small_model):
 
 def test_residual_form_is_refused(load_quantised):
     with pytest.raises(MiloraError, match="needs full precision"):
-        add_milora(load_quantised(), base="residual")
+        add_milora(load_quantised(), form="residual")
 
 
 def test_a_trainer_that_rounds_the_trained_factors_starts_at_the_base(load_quantised):
@@ -96,30 +97,30 @@ def run(request, small_recipe, tmp_path_factory):
 
 
 def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_small):
-    before, after = run.read("training.json")["held_out_loss"]
+    before, after = run.read(TrainingRecord).held_out_loss
     assert after < before - 0.1
     factors = load_file(run.adapter / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in factors.values()} == {torch.float32}
     # In bf16 most of AdamW's steps would have rounded away.
     trained = [tensor for name, tensor in factors.items() if ".lora_A." in name]
     assert all((tensor != tensor.bfloat16()).float().mean() > 0.9 for tensor in trained)
-    on_quantised = PeftModel.from_pretrained(load_model(run.recipe.model), run.path / "export" / "lora")
+    on_quantised = PeftModel.from_pretrained(load_model(run.recipe.model), run.export("lora"))
     assert drift(logits_of(on_quantised), logits_of(attach_adapter(load_model(run.recipe.model), run.adapter))) < 1e-5
-    on_full = PeftModel.from_pretrained(load_small(), run.path / "export" / "lora")
+    on_full = PeftModel.from_pretrained(load_small(), run.export("lora"))
     with on_full.disable_adapter():
         base = logits_of(on_full)
     assert torch.equal(base, logits_of(load_small()))
     # Not exact, for it was trained on the quantised weights; nearer to the trained model than the base is.
     assert drift(logits_of(on_full), logits_of(on_quantised)) < drift(base, logits_of(on_quantised))
     with pytest.raises(MiloraError, match="round the update away"):
-        export_run(run, "merged", run.path / "export" / "merged")
+        export_run(run, "merged", run.export("merged"))
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("adapter.method=pissa", "pissa needs full-precision weights"),
-        ("adapter.base=residual", "milora with base=residual needs"),
+        ("adapter.form=residual", "milora with form=residual needs"),
         ("model.quantization=fp4", "model.quantization: "),
     ],
 )

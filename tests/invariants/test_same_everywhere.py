@@ -22,7 +22,7 @@ VARIANTS = {
     "rslora": {"use_rslora": True, "lora_alpha": 4},
     "patterns": {"rank_pattern": {"q_proj": 3, "down_proj": 12}, "alpha_pattern": {"v_proj": 40}},
     "dropout": {"dropout": 0.2},
-    "orthonormal": {"scale": "orthonormal"},
+    "orthonormal": {"weighting": "orthonormal"},
     "principal": {"components": "principal"},
 }
 # In bf16 a merged or residual weight is rounded, by 2⁻⁹ of each entry, and so are the logits.
@@ -33,13 +33,13 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 @pytest.mark.parametrize("form", ["intact", "residual"])
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_way_out_gives_the_trained_logits(load_small, tmp_path, dtype, form, options):
-    model = train_briefly(add_milora(load_small(dtype), base=form, **options))
+    model = train_briefly(add_milora(load_small(dtype), form=form, **options))
     trained = logits_of(model)
     base_logits = logits_of(load_small(dtype))
     assert drift(trained, base_logits) > 5 * TOLERANCE[dtype], "training must have moved the model"
 
     model.save_pretrained(tmp_path / "saved")
-    reloaded = milora.load_milora(load_small(dtype), tmp_path / "saved", base=form)
+    reloaded = milora.load_milora(load_small(dtype), tmp_path / "saved", form=form)
     assert torch.equal(logits_of(reloaded), trained)
 
     milora.save_milora_as_lora(tmp_path / "lora", model)
@@ -55,7 +55,7 @@ def test_every_way_out_gives_the_trained_logits(load_small, tmp_path, dtype, for
 def test_conv1d_and_biases(tmp_path, make, form):
     targets = ["c_attn", "c_fc", "c_proj"] if make is make_gpt2 else "all-linear"
     options = {"target_modules": targets, "fan_in_fan_out": make is make_gpt2, "lora_alpha": 12}
-    model = train_briefly(add_milora(make(), base=form, **options))
+    model = train_briefly(add_milora(make(), form=form, **options))
     trained = logits_of(model)
     assert drift(trained, logits_of(make())) > 1e-3
     milora.save_milora_as_lora(tmp_path, model)
@@ -82,7 +82,7 @@ assert not any(name.startswith("milora") for name in sys.modules)
 
 
 def test_residual_pair_is_the_papers_form(load_small, tmp_path):
-    model = train_briefly(add_milora(load_small(), base="residual", lora_alpha=16))
+    model = train_briefly(add_milora(load_small(), form="residual", lora_alpha=16))
     trained = logits_of(model)
     save_residual_pair(tmp_path, model)
     base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)

@@ -29,7 +29,7 @@ def test_conv1d_and_biases(make, scale, base_form):
     base = make()
     expected = logits_of(base)
     targets = ["c_attn", "c_fc", "c_proj"] if make is make_gpt2 else "all-linear"
-    model = add_milora(base, scale=scale, base=base_form, target_modules=targets, fan_in_fan_out=make is make_gpt2)
+    model = add_milora(base, weighting=scale, form=base_form, target_modules=targets, fan_in_fan_out=make is make_gpt2)
     assert drift(logits_of(model), expected) <= (0 if base_form == "intact" else 1e-6)
 
 
@@ -37,7 +37,7 @@ def test_conv1d_and_biases(make, scale, base_form):
 def test_residual_is_the_base_up_to_rounding(load_small, components):
     base = load_small()
     expected = logits_of(base)
-    assert drift(logits_of(add_milora(base, base="residual", components=components)), expected) < 1e-5
+    assert drift(logits_of(add_milora(base, form="residual", components=components)), expected) < 1e-5
 
 
 def test_patterns_and_rslora_are_read_from_the_layers(load_small):
@@ -45,7 +45,7 @@ def test_patterns_and_rslora_are_read_from_the_layers(load_small):
     expected = logits_of(base)
     model = add_milora(
         base, r=8, lora_alpha=4, use_rslora=True, rank_pattern={"q_proj": 3}, alpha_pattern={"up_proj": 32},
-        base="residual", components="principal",
+        form="residual", components="principal",
     )  # fmt: skip
     assert drift(logits_of(model), expected) < 1e-5
 
@@ -54,7 +54,7 @@ def test_gradients_are_those_of_the_papers_form(load_small):
     """dL/dA and dL/dB do not depend on the form."""
     gradients = []
     for form in ("intact", "residual"):
-        model = add_milora(load_small(), base=form, lora_alpha=16)
+        model = add_milora(load_small(), form=form, lora_alpha=16)
         tokens = some_tokens(model)
         model(tokens, labels=tokens).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from milora.method import spectrum
+from milora.method import decomposition
+from milora.method.decomposition import Factors, decompose_weight
 from milora.method.errors import MiloraError
 from milora.method.solver import certificate, lanczos
-from milora.method.decomposition import Factors, decompose_weight
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -105,7 +105,7 @@ def test_a_separated_band_is_the_same_subspace_and_the_same_product(solver, out,
 def test_direct_solvers_take_the_components_asked_for(components, out, into, solver):
     weight = bulk(out, into).float()
     U, S, Vh = reference(weight)
-    chosen = spectrum._choose(components, 8, 96, 3)
+    chosen = decomposition._choose(components, 8, 96, 3)
     factors = decompose_weight(weight, 8, components=components, solver=solver, seed=3)
     torch.testing.assert_close(factors.singular_values.double(), S[chosen], rtol=1e-4, atol=1e-6)
     product = (U[:, chosen] * S[chosen]) @ Vh[chosen]
@@ -147,7 +147,7 @@ def test_auto_picks_by_shape_and_rank(out, into, rank, components, method):
 
 
 def test_orthonormal_scale_leaves_the_singular_values_out():
-    factors = decompose_weight(bulk(448, 640), 8, scale="orthonormal", scaling=4.0)
+    factors = decompose_weight(bulk(448, 640), 8, weighting="orthonormal", scaling=4.0)
     identity = torch.eye(8)
     torch.testing.assert_close(factors.B.T @ factors.B, identity, atol=1e-5, rtol=0)
     torch.testing.assert_close(16 * factors.A @ factors.A.T, identity, atol=1e-5, rtol=0)
@@ -194,7 +194,7 @@ def test_zero_matrix(solver):
     assert not factors.singular_values.any()
     assert not factors.A.any()
     assert not factors.B.any()
-    basis = decompose_weight(torch.zeros(448, 448), 4, solver=solver, scale="orthonormal")
+    basis = decompose_weight(torch.zeros(448, 448), 4, solver=solver, weighting="orthonormal")
     torch.testing.assert_close(basis.A @ basis.A.T, torch.eye(4), atol=1e-5, rtol=0)
 
 
@@ -414,7 +414,7 @@ def test_a_missed_component_is_repaired_without_falling_back(monkeypatch):
 
 @pytest.mark.parametrize("spoil", ["U", "V", "S", "nan", "rotated"])
 def test_a_wrong_band_is_refused_whoever_made_it(monkeypatch, spoil):
-    genuine = spectrum.gram_band
+    genuine = decomposition.gram_band
 
     def gram_band(W, chosen):
         band = genuine(W, chosen)
@@ -431,7 +431,7 @@ def test_a_wrong_band_is_refused_whoever_made_it(monkeypatch, spoil):
                 turn = orthonormal(len(chosen), len(chosen), 5)
                 return dataclasses.replace(band, U=band.U @ turn, V=band.V @ turn)
 
-    monkeypatch.setattr(spectrum, "gram_band", gram_band)
+    monkeypatch.setattr(decomposition, "gram_band", gram_band)
     certificate_ = decompose_weight(bulk(120, 100), 24, solver="gram").certificate
     assert certificate_.method == "exact"
     assert certificate_.fallback.startswith("gram: ")
@@ -441,14 +441,14 @@ def test_a_decomposition_that_does_not_converge_is_replaced(monkeypatch):
     def lanczos_bands(*_):
         raise torch.linalg.LinAlgError("did not converge")
 
-    monkeypatch.setattr(spectrum, "lanczos_bands", lanczos_bands)
+    monkeypatch.setattr(decomposition, "lanczos_bands", lanczos_bands)
     found = decompose_weight(bulk(448, 448), 8).certificate
     assert found.method == "exact"
     assert found.fallback == "lanczos on cpu: did not converge"
 
 
 def test_nothing_uncertified_is_returned(monkeypatch):
-    monkeypatch.setattr(spectrum, "objection", lambda *_: "refused")
+    monkeypatch.setattr(decomposition, "objection", lambda *_: "refused")
     with pytest.raises(MiloraError, match="refused; refused; refused"):
         decompose_weight(bulk(448, 448), 8)
 
@@ -493,7 +493,7 @@ def test_every_result_bears_its_certificate(data):
     kind = data.draw(st.sampled_from(sorted(SPECTRA)), label="spectrum")
     weight = with_spectrum(out, into, SPECTRA[kind](k), seed=data.draw(st.integers(0, 99), label="seed")).to(dtype)
 
-    factors = decompose_weight(weight, rank, components=components, solver=solver, scale="orthonormal")
+    factors = decompose_weight(weight, rank, components=components, solver=solver, weighting="orthonormal")
 
     found = factors.certificate
     W, U, V, S = weight.double(), factors.B.double(), factors.A.double().T, factors.singular_values.double()
@@ -505,7 +505,7 @@ def test_every_result_bears_its_certificate(data):
     for X in (U, V):
         assert (X.T @ X - torch.eye(rank)).norm() <= 1e-5 * rank**0.5
     # Nothing was missed: the band is the end of the spectrum it claims to be.
-    truth = reference(weight)[1][spectrum._choose(components, rank, k, 0)]
+    truth = reference(weight)[1][decomposition._choose(components, rank, k, 0)]
     if ends:
         torch.testing.assert_close(S, truth, rtol=2e-4, atol=5e-6 * largest)
         assert (found.beyond is None) == (rank == k)

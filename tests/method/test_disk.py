@@ -73,11 +73,11 @@ def test_residual_writes_the_checkpoint_again_but_for_its_targets(checkpoint, st
     (checkpoint / storage / "pytorch_model.bin").write_bytes(b"a pickle")
     (checkpoint / storage / "modeling.py").write_text("code")
     (checkpoint / storage / "tokenizer.json").write_text("{}")
-    code, _, err = call("init", checkpoint / storage, "--rank", 4, "--base", "residual", "-o", tmp_path / "out")
+    code, _, err = call("init", checkpoint / storage, "--rank", 4, "--form", "residual", "-o", tmp_path / "out")
     assert code == 0, err
 
     model = get_peft_model(_load(checkpoint / storage), LoraConfig(r=4, lora_alpha=4, target_modules="all-linear"))
-    report = milora.initialize_lora_milora_weights(model, base="residual")
+    report = milora.initialize_lora_milora_weights(model, form="residual")
     stored = {name.replace(".base_layer", ""): value for name, value in model.get_base_model().state_dict().items()}
     changed = 0
     for shard in (checkpoint / storage).glob("*.safetensors"):
@@ -122,7 +122,7 @@ def test_a_tied_target_is_read_under_its_other_name(call, tmp_path):
     base = _load(tmp_path / "model")
     expected = logits_of(base)
     assert torch.equal(logits_of(milora.load_milora(base, tmp_path / "out")), expected)
-    code, _, err = call(*options, "--base", "residual", "-o", tmp_path / "other")
+    code, _, err = call(*options, "--form", "residual", "-o", tmp_path / "other")
     assert code == 2 and "the weight is tied to another layer's" in err
 
 
@@ -135,8 +135,8 @@ def test_finished_is_finished(call, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in before} == before
     code, _, err = call(*options, "--rank", 8)
     assert code == 2 and "was made with rank=4, not 8" in err
-    code, _, err = call(*options, "--rank", 4, "--base", "residual")
-    assert code == 2 and "was made with base='intact', not 'residual'" in err
+    code, _, err = call(*options, "--rank", 4, "--form", "residual")
+    assert code == 2 and "was made with form='intact', not 'residual'" in err
     make_llama(tied=True).save_pretrained(tmp_path / "model")
     code, _, err = call(*options, "--rank", 4)
     assert code == 2 and "was made with weights=" in err
@@ -145,7 +145,7 @@ def test_finished_is_finished(call, tmp_path):
 def test_what_was_begun_otherwise_is_begun_again(call, tmp_path):
     """Broken by: shards or factors of other options, or of weights since replaced, taken for finished ones."""
     make_llama().save_pretrained(tmp_path / "model", max_shard_size="40kB")
-    options = ("--base", "residual", "-o", tmp_path / "out")
+    options = ("--form", "residual", "-o", tmp_path / "out")
     assert call("init", tmp_path / "model", "--rank", 4, *options)[0] == 0
     begun = tmp_path / "out" / ".unfinished-0123456789ab" / "whole"
     begun.mkdir(parents=True)

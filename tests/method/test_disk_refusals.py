@@ -130,9 +130,9 @@ def test_a_full_disk(refuse, call, tmp_path, base, size):
     if mounted.returncode:
         pytest.skip("a small file system can only be mounted by root")
     try:
-        refuse("", "--base", base, "--targets", "q_proj,gate_proj")
+        refuse("", "--form", base, "--targets", "q_proj,gate_proj")
         subprocess.run(["mount", "-o", "remount,size=64m", str(tmp_path / "out")], check=True)
-        options = ("--rank", 4, "--targets", "q_proj,gate_proj", "--base", base)
+        options = ("--rank", 4, "--targets", "q_proj,gate_proj", "--form", base)
         assert call("init", tmp_path / "model", *options, "-o", tmp_path / "out")[0] == 0
     finally:
         subprocess.run(["umount", str(tmp_path / "out")], check=True)

@@ -26,7 +26,7 @@ def test_residual_reports_what_rounding_ate(load_small):
     errors = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = get_peft_model(load_small(dtype), LoraConfig(r=8, target_modules=["v_proj"]))
-        report = milora.initialize_lora_milora_weights(model, base="residual")
+        report = milora.initialize_lora_milora_weights(model, form="residual")
         errors[dtype] = max(layer.rounding_error for layer in report.layers.values())
     assert errors[torch.float32] < 1e-5 < 1e-3 < errors[torch.bfloat16] < 1
 

@@ -63,7 +63,7 @@ def test_plain_peft_trains_the_pair_and_gets_a_lora_for_the_original(make, targe
         tmp_path / name for name in ("original", "pair", "trained", "logits.safetensors")
     )
     make().save_pretrained(original, max_shard_size="40kB")
-    options = ("--rank", 4, "--alpha", 8, "--targets", targets, "--base", "residual")
+    options = ("--rank", 4, "--alpha", 8, "--targets", targets, "--form", "residual")
     code, _, err = call("init", original, *options, "-o", pair)
     assert code == 0, err
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -58,7 +58,7 @@ def test_random_takes_whole_components():
 
 
 def test_orthonormal_scale_has_unit_directions():
-    factors = milora.decompose_weight(_weight((40, 30)), 5, scale="orthonormal", scaling=0.5)
+    factors = milora.decompose_weight(_weight((40, 30)), 5, weighting="orthonormal", scaling=0.5)
     assert torch.allclose(factors.B.T @ factors.B, torch.eye(5), atol=1e-5)
     assert torch.allclose(0.25 * factors.A @ factors.A.T, torch.eye(5), atol=1e-5)
 
@@ -75,7 +75,7 @@ def test_dtypes(dtype):
 def test_principal_residual_is_pefts_pissa(load_small):
     config = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
     pissa = get_peft_model(load_small(), LoraConfig(init_lora_weights="pissa", **config))
-    ours = add_milora(load_small(), components="principal", base="residual", **config)
+    ours = add_milora(load_small(), components="principal", form="residual", **config)
     theirs = dict(pissa.named_modules())
     for name, layer in ours.named_modules():
         if not hasattr(layer, "lora_A"):

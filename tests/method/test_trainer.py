@@ -23,7 +23,7 @@ def _trainer(small_model, load_small, folder, **arguments):
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(small_model)
     return SFTTrainer(
-        model, args=config, train_dataset=rows, processing_class=tokenizer, callbacks=[milora.MiLoraCallback()]
+        model, args=config, train_dataset=rows, processing_class=tokenizer, callbacks=[milora.MiloraCallback()]
     )
 
 

@@ -12,13 +12,13 @@ from peft.tuners.lora.loraga import preprocess_loraga
 from transformers import AutoModelForCausalLM
 
 from milora.evaluation.target import target_of_run
-from milora.method.loading import load_milora
 from milora.method.errors import MiloraError
-from milora.run.directory import open_run
-from milora.models.export import export_run
+from milora.method.loading import load_milora
 from milora.models.base import attach_adapter, load_model
-from milora.run.recipe import AdapterSection
+from milora.models.export import export_run
 from milora.models.methods import Course, add_adapter
+from milora.run.directory import open_run
+from milora.run.recipe import AdapterSection
 from tests.conftest import drift, logits_of, make_gpt2
 
 METHODS = ["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora", "lora_ga", "adalora"]

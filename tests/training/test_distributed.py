@@ -17,10 +17,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from milora import MiloraError
 from milora.evaluation.target import resolve_target
+from milora.models.base import load_tokenizer
+from milora.models.embedded import EMBEDDED
 from milora.run.directory import create_run
-from milora.run.launch import list_engines, locate_engine
-from milora.models.base import EMBEDDED, load_tokenizer
+from milora.run.launch import list_launchers, locate_launcher
 from milora.run.recipe import ModelSection, load_recipe
+from milora.training.prepare import locate
 from milora.training.train import train
 from tests.launch_on_cpu import start
 
@@ -55,7 +57,7 @@ def alone(recipe, tmp_path_factory) -> Path:
 
 
 def _train_alone(recipe: str, runs: Path) -> Path:
-    run = create_run(load_recipe(recipe), runs)
+    run = create_run(locate(load_recipe(recipe), runs))
     train(run)
     return run.path
 
@@ -99,7 +101,7 @@ def partitioned(tmp_path_factory) -> Path:
 def test_killed_and_started_again_it_ends_as_one_process_does(engine, recipe, alone, tmp_path, request):
     if engine not in ("ddp", "fsdp2"):
         pytest.importorskip("deepspeed", reason="pip install 'milora[distributed]'")
-    configuration = request.getfixturevalue("partitioned") if engine == "partitioned" else locate_engine(engine)
+    configuration = request.getfixturevalue("partitioned") if engine == "partitioned" else locate_launcher(engine)
     command = ["train", recipe, "--runs", str(tmp_path / "runs")]
     launch = start(configuration, command, tmp_path)
     while not list(tmp_path.glob("runs/*/checkpoints/checkpoint-1/complete.json")):
@@ -127,7 +129,7 @@ def test_killed_and_started_again_it_ends_as_one_process_does(engine, recipe, al
 
 
 def test_run_says_and_writes_everything_once(recipe, alone, tmp_path):
-    launch = start(locate_engine("ddp"), ["run", recipe, "--runs", str(tmp_path / "runs")], tmp_path)
+    launch = start(locate_launcher("ddp"), ["run", recipe, "--runs", str(tmp_path / "runs")], tmp_path)
     launch.wait()
     (run,) = (tmp_path / "runs").iterdir()
     said = "".join(path.read_text() for path in launch.said)
@@ -152,7 +154,7 @@ def _launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["training.batch_size=5"], "training.batch_size 5 is that of all 2 processes together"),
         # Resolved by each process for itself: the second one's file is not there.
-        (["data.name=rows-${oc.env:RANK}.jsonl"], "there is no such file"),
+        (["data.name=rows-${oc.env:RANK}.jsonl"], "the file does not exist"),
     ],
     ids=["on both", "on one"],
 )
@@ -174,12 +176,13 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         ({"WORLD_SIZE": "3"}, [], "batch_size 4 is that of all 3 processes together.*batch_size=6"),
         ({"WORLD_SIZE": "2"}, ["batch_size=12", "micro_batch_size=4"], "each of 2 .* has 6 .*set .*micro_batch_size=3"),
         (FSDP2, ["adapter.method=adalora"], "AdaLoRA reads whole gradients, which fsdp2"),
-        (FSDP2, ["model.quantization=nf4"], "quantised weights are not shared out by fsdp2"),
+        (FSDP2, ["model.quantization=nf4"], "fsdp2 does not shard quantized weights"),
         ({"ACCELERATE_USE_FSDP": "true"}, [], "FSDP's first version is not supported"),
     ],
 )
 def test_refused(environment, overrides, message, recipe, tmp_path, monkeypatch):
-    run = create_run(load_recipe(recipe, [key if "." in key else f"training.{key}" for key in overrides]), tmp_path)
+    changes = [key if "." in key else f"training.{key}" for key in overrides]
+    run = create_run(locate(load_recipe(recipe, changes), tmp_path))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(MiloraError, match=message):
@@ -187,4 +190,4 @@ def test_refused(environment, overrides, message, recipe, tmp_path, monkeypatch)
 
 
 def test_every_engine_is_listed():
-    assert list(list_engines()) == ["ddp", "fsdp2", "zero2", "zero3"]
+    assert list(list_launchers()) == ["ddp", "fsdp2", "zero2", "zero3"]

@@ -1,46 +1,94 @@
-"""The cells of a comparison and where each stands on disk."""
+"""The runs that a comparison means, each resolved once, and where they are on disk."""
 
-from collections.abc import Iterator
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from milora.comparison.plan import Cell, Comparison, plan_runs
-from milora.run.directory import FINISHED, RunDirectory, locate_run
+from milora.comparison.plan import Comparison
+from milora.evaluation.evaluate import is_scored
+from milora.evaluation.target import target_of_run
+from milora.method.errors import MiloraError
+from milora.run.directory import RunDirectory
+from milora.run.recipe import RECIPES, Recipe, resolve_recipe
+from milora.run.records import CellRecord
+from milora.run.settings import read_settings
+from milora.training.prepare import locate
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of the grid, and where it is, or will be; other comparisons may share it."""
+
+    arm: str
+    learning_rate: float
+    seed: int
+    run: RunDirectory
+    scores_base: bool  # the first cell does it for all
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything that the recipe asks for is there."""
+        run, section = self.run, self.run.recipe.evaluation
+        if not run.has(CellRecord) or not run.is_trained:
+            return False
+        target = target_of_run(run)
+        return is_scored(target, section) and (not self.scores_base or is_scored(target.base, section))
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The cells of a comparison with their run directories, which other comparisons may share."""
+    """A comparison's cells, seeds outermost: a comparison that is stopped early is a whole smaller one."""
 
     comparison: Comparison
-    runs: Path
-
-    def __iter__(self) -> Iterator[tuple[Cell, RunDirectory]]:
-        for cell in plan_runs(self.comparison):
-            yield cell, locate_run(cell.recipe, self.runs)
+    recipe: Recipe  # before arms, rates and seeds
+    cells: list[Cell]
+    path: Path  # the results go there, beside the folder of runs
 
     @property
-    def path(self) -> Path:
-        """Where the comparison's results go, beside the folder of runs."""
-        return self.runs.parent / "comparisons" / f"{self.comparison.name}-{self.comparison.digest}"
+    def factors(self) -> Path:
+        """Where runs of one rank share the factors of their weights, until all are done."""
+        return self.path / "factors"
 
-    def missing(self) -> list[tuple[Cell, bool]]:
-        """Return the cells that are not finished, each with whether it scores the base: the first does."""
-        return [
-            (cell, index == 0)
-            for index, (cell, run) in enumerate(self)
-            if not (run.is_finished and (index > 0 or run.read(FINISHED)["baseline"]))
-        ]
+    def missing(self) -> list[Cell]:
+        return [cell for cell in self.cells if not cell.is_finished]
+
+
+def plan_grid(comparison: Comparison, runs: Path) -> Grid:
+    """Resolve every run of a comparison, in run directories under `runs`.
+
+    Raises:
+        MiloraError: an arm that the recipe's schema refuses, or no rows are held out to choose the learning rate on.
+    """
+    settings = read_settings(comparison.recipe, "recipe", RECIPES)
+    parent = resolve_recipe(comparison.recipe, settings, comparison.overrides)
+    cells: list[Cell] = []
+    for seed in comparison.seeds:
+        for arm, overrides in comparison.arms.items():
+            for rate in comparison.rates(arm):
+                own = [f"training.learning_rate={rate!r}", f"seed={seed}"]
+                recipe = resolve_recipe(comparison.recipe, settings, [*comparison.overrides, *overrides, *own])
+                if not recipe.data.validation_rows:
+                    raise MiloraError(
+                        f"comparison {comparison.name}: the best learning rate is chosen on held-out rows, and there "
+                        "are none",
+                        "set data.validation_rows",
+                    )
+                cells.append(Cell(arm, rate, seed, locate(recipe, runs), scores_base=not cells))
+    decides = [[cell.arm, cell.run.path.name] for cell in cells], parent.evaluation.model_dump(exclude_defaults=True)
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+    return Grid(comparison, parent, cells, runs.parent / "comparisons" / f"{comparison.name}-{digest}")
 
 
 def describe_cost(grid: Grid, jobs: int) -> str:
     """One line: runs, steps, and the time, once a run has told how long one takes."""
-    cells, missing = list(grid), grid.missing()
-    steps = cells[0][0].recipe.training.max_steps
-    each = f"{steps} steps" if steps else f"{cells[0][0].recipe.training.epochs:g} epochs"
-    line = f"{len(cells)} runs of {each}, {len(cells) - len(missing)} finished, {len(missing)} to do, {jobs} at a time"
-    took = [run.read(FINISHED)["seconds"] for _, run in cells if run.is_finished]
+    missing = grid.missing()
+    training = grid.cells[0].run.recipe.training
+    each = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
+    finished = len(grid.cells) - len(missing)
+    line = f"{len(grid.cells)} runs of {each}, {finished} finished, {len(missing)} to do, {jobs} at a time"
+    took = [cell.run.read(CellRecord).seconds for cell in grid.cells if cell.run.has(CellRecord)]
     if missing and took:
         return f"{line}: about {_minutes(median(took) * -(-len(missing) // jobs))}"
     return f"{line}; how long it takes is known after the first" if missing else line

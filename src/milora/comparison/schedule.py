@@ -6,19 +6,28 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-LOG = "worker.log"
-Task = tuple[Path, bool]  # a run directory, and whether its base is scored too
+from milora.run.directory import RunDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A run to do in a process of its own, whether its base is scored too, and the folder of factors it shares."""
+
+    run: RunDirectory
+    scores_base: bool
+    factors: Path
 
 
 def run_here(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Path, str | None]]:
-    """Run each task in a process, `jobs` at a time, and give its folder and, where it failed, why, as they end.
+    """Run each task in a process, `jobs` at a time; yield its folder, and the reason if it failed, as they end.
 
-    The processes share the cores evenly, and each has one GPU where there are any. What a process says goes to
-    `worker.log` in its run. One that fails stops no other.
+    The processes divide the cores evenly, and each has one GPU if there are any. What a process says goes to the log of
+    its run. A failed one does not stop the others.
     """
     devices = _visible_devices()
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -41,15 +50,15 @@ def run_here(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Path, str | Non
 def run_on_ray(tasks: Sequence[Task], gpus: float) -> Iterator[tuple[Path, str | None]]:
     """The same as Ray tasks, each with `gpus` GPUs, on as many machines as the cluster has.
 
-    The run directories lie in a folder that all of them see. `RAY_ADDRESS` names the cluster; without it, Ray starts
-    on this machine.
+    The run directories must be in a folder that all of them see. `RAY_ADDRESS` names the cluster; without it, Ray
+    starts on this machine.
     """
     import ray  # an extra of its own
 
     ray.init(log_to_driver=False)
     try:
         remote = ray.remote(num_gpus=gpus, num_cpus=1, max_retries=0)(run_task)
-        pending = {remote.remote(task, {}): task[0] for task in tasks}
+        pending = {remote.remote(task, {}): task.run.path for task in tasks}
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             yield pending.pop(done), ray.get(done)
@@ -59,13 +68,14 @@ def run_on_ray(tasks: Sequence[Task], gpus: float) -> Iterator[tuple[Path, str |
 
 def run_task(task: Task, settings: dict[str, str]) -> str | None:
     """Run one task in a process with these environment variables; return why it failed, or None."""
-    path, baseline = task
-    command = [sys.executable, "-m", "milora", "work", str(path), *(["--baseline"] if baseline else [])]
-    with (path / LOG).open("w", encoding="utf-8") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **settings}, check=False)
+    log = task.run.log
+    command = [sys.executable, "-m", "milora", "work", str(task.run.path), "--factors", str(task.factors)]
+    command += ["--baseline"] if task.scores_base else []
+    with log.open("w", encoding="utf-8") as stream:
+        done = subprocess.run(command, stdout=stream, stderr=stream, env={**os.environ, **settings}, check=False)
     if done.returncode == 0:
         return None
-    lines = (path / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or [f"it ended with {done.returncode}"])[-1].removeprefix("error: ")
 
@@ -74,12 +84,12 @@ def _in_threads(
     run: Callable[[Task], str | None], tasks: Sequence[Task], jobs: int
 ) -> Iterator[tuple[Path, str | None]]:
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run, task): task[0] for task in tasks}
+        futures = {pool.submit(run, task): task.run.path for task in tasks}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
-            # Interrupted: what has not begun does not begin.
+            # Interrupted: what has not started does not start.
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -1,6 +1,6 @@
 """The embedded set: arithmetic word problems of one and two steps, written by a seeded generator.
 
-They are synthetic. They show that a model learns what it is taught, in minutes and offline; they are no evidence about
+They are synthetic. They show that a model learns what it is taught, in minutes and offline; they are not evidence about
 any benchmark. Train, validation and test share no sentence and no pair of numbers: each split has its own templates,
 and a hash of a step's operation and operands says to which split it belongs.
 """
@@ -9,9 +9,10 @@ import hashlib
 import random
 from typing import Literal, get_args
 
+from milora.data.conversation import Conversation
+from milora.data.sets import Split
 from milora.method.errors import MiloraError
 
-Split = Literal["train", "validation", "test"]
 Operation = Literal["+", "-", "*", "/"]
 Step = tuple[int, Operation, int, int]  # left, operation, right, result
 
@@ -19,7 +20,7 @@ MOST = 10_000  # each split has over 100 000; far fewer teach all there is to le
 NAMES = ("Mia", "Omar", "Lena", "Jack", "Nora", "Ravi", "Ella", "Tom", "Ines", "Hugo", "Yuki", "Sam")
 ITEMS = ("apples", "marbles", "stickers", "buttons", "coins", "shells", "pencils", "cookies", "cards", "beads")
 
-# {a} and {b} are a step's operands; in a second step the left one is the first's result and stays unspoken.
+# {a} and {b} are a step's operands; in a second step the left one is the result of the first, and is not stated.
 FIRST: dict[Split, dict[Operation, tuple[str, ...]]] = {
     "train": {
         "+": (
@@ -100,8 +101,8 @@ QUESTION: dict[Split, tuple[str, ...]] = {
 }
 
 
-def write_problems(split: Split, count: int, *, seed: int = 0, steps: tuple[int, ...] = (1, 2)) -> list[dict[str, str]]:
-    """Return `count` different problems, `{"question", "answer"}`; every answer ends "The answer is: n".
+def write_problems(split: Split, count: int, *, seed: int = 0, steps: tuple[int, ...] = (1, 2)) -> list[Conversation]:
+    """Return `count` different problems; every answer ends "The answer is: n".
 
     The same arguments give the same rows on every machine. Rows take turns through `steps`, the numbers of steps.
 
@@ -119,7 +120,7 @@ def write_problems(split: Split, count: int, *, seed: int = 0, steps: tuple[int,
     while len(problems) < count:
         question, answer = _write_problem(split, steps[len(problems) % len(steps)], draw)
         problems[question] = answer
-    return [{"question": question, "answer": answer} for question, answer in problems.items()]
+    return [Conversation.of_turn(question, answer) for question, answer in problems.items()]
 
 
 def _write_problem(split: Split, steps: int, draw: random.Random) -> tuple[str, str]:

@@ -1,12 +1,14 @@
-"""The public data sets by name: where each stands, its files in a `data_dir`, and how its rows read."""
+"""The public data sets by name: where each is published, its files in a `data_dir`, and how its rows read."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from milora.data.conversation import Conversation
+
 Split = Literal["train", "validation", "test"]
-Row = dict[str, str]
+Read = Callable[[dict[str, Any]], Conversation]
 
 LLM_ADAPTERS = (
     "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/816657208af4db747803f87ba40a4c71383fed7a/"
@@ -16,12 +18,12 @@ MILORA_AUTHORS = "https://raw.githubusercontent.com/sufenlp/MiLoRA/4740756d5d747
 
 @dataclass(frozen=True, slots=True)
 class NamedSet:
-    """`remote` holds, per split, what `datasets.load_dataset` is called with; empty where only local files are read.
+    """`remote` holds, per split, what `datasets.load_dataset` is called with; it is empty if only local files are read.
 
-    A row that `read` returns has a question and an answer, and whatever else its benchmark grades by.
+    `read` turns a row into a conversation, with the fields that the set's benchmark grades by.
     """
 
-    read: Callable[[dict[str, Any]], Row]
+    read: Read
     files: dict[Split, str]
     remote: dict[Split, dict[str, Any]]
 
@@ -34,41 +36,42 @@ def _file(address: str, split: Split) -> dict[Split, dict[str, Any]]:
     return {split: {"path": "json", "data_files": address, "split": "train"}}
 
 
-def _read_gsm8k(row: dict[str, Any]) -> Row:
+def _read_gsm8k(row: dict[str, Any]) -> Conversation:
     worked, _, number = row["answer"].rpartition("\n#### ")
     worked = re.sub(r"<<.*?>>", "", worked)  # the calculator's annotations
-    return {"question": row["question"], "answer": f"{worked}\nThe answer is: {number.strip()}"}
+    return Conversation.of_turn(row["question"], f"{worked}\nThe answer is: {number.strip()}")
 
 
-def _read_mawps(row: dict[str, Any]) -> Row:
+def _read_mawps(row: dict[str, Any]) -> Conversation:
     equation = re.sub(r"^[xX]=", "", row["equation"]).replace(".0", "")
-    return {"question": row["original_text"], "answer": f"{equation} = {row['ans']:g}. The answer is: {row['ans']:g}"}
+    return Conversation.of_turn(row["original_text"], f"{equation} = {row['ans']:g}. The answer is: {row['ans']:g}")
 
 
-def _read_math(row: dict[str, Any]) -> Row:
+def _read_math(row: dict[str, Any]) -> Conversation:
     if "instruction" in row:  # as the authors carry it
-        return {"question": row["instruction"], "answer": row["output"]}
-    return {"question": row["problem"], "answer": row["solution"]}
+        return Conversation.of_turn(row["instruction"], row["output"])
+    return Conversation.of_turn(row["problem"], row["solution"])
 
 
-def _read_instruction(row: dict[str, Any]) -> Row:
+def _read_instruction(row: dict[str, Any]) -> Conversation:
     question = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
-    return {"question": question, "answer": row["output"]}
+    return Conversation.of_turn(question, row["output"])
 
 
-def _read_query(answer: str) -> Callable[[dict[str, Any]], Row]:
-    return lambda row: {"question": row["query"], "answer": row[answer]}
+def read_turn(question: str, answer: str) -> Read:
+    """Return a reader of rows whose question and answer stand in these columns."""
+    return lambda row: Conversation.of_turn(row[question], row[answer])
 
 
-def _read_humaneval(row: dict[str, Any]) -> Row:
+def _read_humaneval(row: dict[str, Any]) -> Conversation:
     # The paper's prompt for code is not published, nor is PiSSA's outside its data; this is the plainest one.
-    return {
-        "question": f"Complete the following Python function.\n\n```python\n{row['prompt'].strip()}\n```",
-        "answer": row["canonical_solution"],
-        "prompt": row["prompt"],
-        "test": row["test"],
-        "entry_point": row["entry_point"],
-    }
+    return Conversation.of_turn(
+        f"Complete the following Python function.\n\n```python\n{row['prompt'].strip()}\n```",
+        row["canonical_solution"],
+        prompt=row["prompt"],
+        test=row["test"],
+        entry_point=row["entry_point"],
+    )
 
 
 def _commonsense(folder: str) -> NamedSet:
@@ -109,7 +112,9 @@ NAMED_SETS = {
         _read_humaneval, {"test": "code/HumanEval.jsonl.gz"}, _hub("openai/openai_humaneval", "test")
     ),
     "metamath": NamedSet(
-        _read_query("response"), {"train": "metamath/MetaMathQA-395K.json"}, _hub("meta-math/MetaMathQA", "train")
+        read_turn("query", "response"),
+        {"train": "metamath/MetaMathQA-395K.json"},
+        _hub("meta-math/MetaMathQA", "train"),
     ),
     "commonsense_170k": NamedSet(
         _read_instruction,
@@ -117,7 +122,7 @@ NAMED_SETS = {
         _file(f"{LLM_ADAPTERS}ft-training_set/commonsense_170k.json", "train"),
     ),
     "codefeedback": NamedSet(
-        _read_query("answer"),
+        read_turn("query", "answer"),
         {"train": "code/CodeFeedback-Filtered-Instruction.jsonl"},
         _hub("m-a-p/CodeFeedback-Filtered-Instruction", "train"),
     ),

@@ -1,62 +1,165 @@
-"""The prompts of training and, where the official evaluation differs, of that."""
+"""Templates: a conversation → token ids, and a mask of what is trained. Scoring and chatting use the same ones."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from milora.data.conversation import Conversation, Message
+from milora.method.errors import MiloraError
+from milora.method.options import TemplateName
+
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class Encoded:
+    """Token ids, and for each whether its prediction is trained: the assistant's turns and the token that ends them."""
+
+    ids: list[int]
+    trained: list[bool]
+
+
+class Template(Protocol):
+    """How conversations become text."""
+
+    @property
+    def text(self) -> str:
+        """What the template is: a text with `{question}` in it, or "chat" for the model's own."""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the prompt: the messages, up to where the assistant's next answer starts."""
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
+        """Return the whole conversation as tokens.
+
+        Raises:
+            MiloraError: the template cannot express the conversation.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class TextTemplate:
     """A text with `{question}` in it, after which the answer follows, and then the end-of-text token."""
 
-    template: str
-    answer_prefix: str  # between the prompt's last character and the answer
+    text: str
+    answer_prefix: str = ""  # between the prompt's last character and the answer
 
-    def render(self, question: str) -> str:
-        return self.template.replace("{question}", question)
+    def render(self, messages: Sequence[Message]) -> str:
+        roles = [message.role for message in messages]
+        if roles != ["user"]:
+            raise MiloraError(
+                f"this template has room for one question and its answer, and a row has {', '.join(roles)} before its "
+                "last answer",
+                "set data.template=chat",
+            )
+        return self.text.replace("{question}", messages[0].text)
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
-        """Token ids of the prompt, with the special tokens that the tokenizer puts in front."""
-        ids: list[int] = tokenizer(self.render(question))["input_ids"]
-        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    def encode(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
+        """Prompt, answer and EOS; the answer is tokenized apart from the prompt.
 
-    def encode_answer(self, tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-        """Token ids of the answer and EOS.
-
-        Apart from the prompt's, so that no token straddles the boundary: every answer token is trained, and the
-        prompt's tokens are those of evaluation.
+        So no token straddles the boundary: every answer token is trained, and the prompt's tokens are those of
+        evaluation.
         """
-        ids: list[int] = tokenizer(self.answer_prefix + answer, add_special_tokens=False)["input_ids"]
-        return [*ids, tokenizer.eos_token_id]
+        prompt: list[int] = tokenizer(self.render(conversation.prompt))["input_ids"]
+        if prompt and prompt[-1] == tokenizer.eos_token_id:
+            prompt = prompt[:-1]
+        answer: list[int] = tokenizer(self.answer_prefix + conversation.answer, add_special_tokens=False)["input_ids"]
+        answer = [*answer, tokenizer.eos_token_id]
+        return Encoded(prompt + answer, [False] * len(prompt) + [True] * len(answer))
 
 
-PROMPTS = {
-    "plain": Prompt("Question: {question}\nAnswer:", " "),
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """The chat template that a tokenizer carries.
+
+    Where it does not mark what the assistant generates, the mask comes from its prefixes: the tokens up to an answer,
+    and those up to the end of that answer, must each start the whole conversation's tokens.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def text(self) -> str:
+        return "chat"
+
+    def render(self, messages: Sequence[Message]) -> str:
+        rendered: Any = self.tokenizer.apply_chat_template(
+            _as_dicts(messages), tokenize=False, add_generation_prompt=True
+        )
+        return str(rendered)
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
+        messages = conversation.messages
+        ids = _tokenize(tokenizer, messages)
+        trained = [False] * len(ids)
+        for index, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            before = _tokenize(tokenizer, messages[:index], add_generation_prompt=True)
+            through = _tokenize(tokenizer, messages[: index + 1])
+            for prefix in (before, through):
+                if ids[: len(prefix)] != prefix:
+                    raise MiloraError(
+                        "the model's chat template rewrites earlier turns of a conversation, so that what is trained "
+                        "cannot be told from what is not",
+                        "use one turn per row, or a named template such as data.template=alpaca",
+                    )
+            end = _end_of_turn(tokenizer, ids, len(before), len(through))
+            trained[len(before) : end] = [True] * (end - len(before))
+        return Encoded(ids, trained)
+
+
+def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.text} for message in messages]
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> list[int]:
+    encoded: Any = tokenizer.apply_chat_template(_as_dicts(messages), tokenize=True, return_dict=True, **options)
+    ids: list[int] = encoded["input_ids"]
+    return ids
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int, end: int) -> int:
+    """Return where an answer ends: after its last control token (`<|im_end|>`), not after white space behind it."""
+    special = set(tokenizer.all_special_ids)
+    last = next((place for place in range(end - 1, start - 1, -1) if ids[place] in special), None)
+    if last is None:
+        raise MiloraError(
+            "the model's chat template does not end an answer with a control token, so that the model would not learn "
+            "to stop",
+            "use a named template such as data.template=alpaca, which ends answers with EOS",
+        )
+    return last + 1
+
+
+TEMPLATES = {
+    "plain": TextTemplate("Question: {question}\nAnswer:", " "),
     # LLM-Adapters and the paper's mathematics: no trailing space, the answer follows at once.
-    "alpaca": Prompt(
+    "alpaca": TextTemplate(
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-        "\n\n### Instruction:\n{question}\n\n### Response:",
-        "",
+        "\n\n### Instruction:\n{question}\n\n### Response:"
     ),
-    # LLM-Adapters' commonsense training prompt, with its two trailing spaces and its 16 of indent.
-    "commonsense": Prompt(
+    # LLM-Adapters' commonsense training prompt, with its two trailing spaces and its indent of 16.
+    "commonsense": TextTemplate(
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.  "
         "\n\n                ### Instruction:\n                {question}\n                \n"
-        "                ### Response:\n                ",
-        "",
+        "                ### Response:\n                "
     ),
 }
 
-EVALUATION_PROMPTS = {
-    # The authors' inference/gsm8k_inference.py and MATH_inference.py.
-    "mathematics": Prompt(PROMPTS["alpaca"].template + " Let's think step by step.", ""),
-    # LLM-Adapters' commonsense_evaluate.py: a space less in the first line than in training, none in the blank one.
-    "commonsense": Prompt(
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request. "
-        "\n\n                ### Instruction:\n                {question}\n\n"
-        "                ### Response:\n                ",
-        "",
-    ),
-    "code": PROMPTS["alpaca"],
-    "arithmetic": PROMPTS["plain"],
-}
+
+def resolve_template(name: TemplateName, load_tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Template:
+    """Return the template of this name; `chat` is that of the tokenizer, which is loaded for it alone.
+
+    Raises:
+        MiloraError: the tokenizer has no chat template.
+    """
+    if name != "chat":
+        return TEMPLATES[name]
+    tokenizer = load_tokenizer()
+    if not tokenizer.chat_template:
+        raise MiloraError(
+            f"data.template=chat: the tokenizer of {tokenizer.name_or_path} has no chat template",
+            f"choose one of {', '.join(TEMPLATES)}",
+        )
+    return ChatTemplate(tokenizer)

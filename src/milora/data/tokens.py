@@ -1,50 +1,43 @@
-"""Rows of question and answer → token ids and labels."""
+"""Conversations → token ids and labels."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from milora.data.templates import Prompt
-from milora.data.sets import Row
+from milora.data.conversation import Conversation
+from milora.data.templates import Template
+from milora.run.records import TokenReport
 
-IGNORED = -100
-
-
-@dataclass(frozen=True, slots=True)
-class TokenReport:
-    """What tokenising did: rows and tokens in all, answers cut at the length, rows whose answer had no room at all."""
-
-    rows: int
-    tokens: int
-    truncated: int
-    dropped: int
+IGNORED = -100  # a label that no loss is taken of
 
 
 def tokenize_rows(
-    rows: list[Row],
-    prompt: Prompt,
+    rows: datasets.Dataset,
+    template: Template,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
     loss_on: Literal["answer", "all"] = "answer",
 ) -> tuple[datasets.Dataset, TokenReport]:
-    """Return `input_ids` and `labels` of each row, prompt then answer then EOS, at most `max_length` tokens.
+    """Return `input_ids` and `labels` of each conversation, at most `max_length` tokens.
 
-    With `loss_on="answer"` the labels of the prompt are -100, and a row whose answer is cut away whole is dropped.
+    With `loss_on="answer"` the labels outside the assistant's turns are -100, and a row is dropped if every turn of the
+    assistant is cut away.
     """
-    encoded: list[dict[str, list[int]]] = []
-    truncated = 0
-    for row in rows:
-        question_ids = prompt.encode(tokenizer, row["question"])
-        ids = question_ids + prompt.encode_answer(tokenizer, row["answer"])
-        if len(question_ids) >= max_length and loss_on == "answer":
-            continue
-        truncated += len(ids) > max_length
-        masked = len(question_ids) if loss_on == "answer" else 0
-        labels = [IGNORED] * masked + ids[masked:]
-        encoded.append({"input_ids": ids[:max_length], "labels": labels[:max_length]})
-    tokens = sum(len(row["input_ids"]) for row in encoded)
-    report = TokenReport(len(rows), tokens, truncated, len(rows) - len(encoded))
-    return datasets.Dataset.from_list(encoded), report
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        encoded = template.encode(tokenizer, Conversation.from_row(row))
+        ids, trained = encoded.ids[:max_length], encoded.trained[:max_length]
+        labels = [token if keep or loss_on == "all" else IGNORED for token, keep in zip(ids, trained, strict=True)]
+        return {"input_ids": ids, "labels": labels, "is_cut": len(encoded.ids) > max_length}
+
+    encoded = rows.map(encode, remove_columns=rows.column_names)
+    kept = encoded.filter(lambda labels: any(label != IGNORED for label in labels), input_columns="labels")
+    report = TokenReport(
+        rows=len(encoded),
+        tokens=sum(map(len, kept["input_ids"])),
+        truncated=sum(kept["is_cut"]),
+        dropped=len(encoded) - len(kept),
+    )
+    return kept.remove_columns("is_cut"), report

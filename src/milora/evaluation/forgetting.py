@@ -1,59 +1,80 @@
-"""A trained run → forgetting.json: how far its predictions went from the true base's."""
+"""How far a tuned model's predictions are from its base's (paper, section 6 and table 8, after Kalajdzievski 2024)."""
 
-import hashlib
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from milora.evaluation.target import target_of_run
-from milora.method.analysis import measure_forgetting
+from milora.evaluation.graders.grade import Grade
+from milora.evaluation.scores import Metric, Sample, measure_grades
+from milora.evaluation.target import Target
 from milora.method.errors import MiloraError
-from milora.run.directory import RunDirectory
+from milora.models.base import load_tokenizer
 from milora.run.launch import processes
-from milora.models.base import load_model, load_tokenizer
 from milora.run.recipe import ForgettingSection
 
-FORGETTING = "forgetting.json"
+FORGETTING = "forgetting"
+CROSS_ENTROPY, FLOOR = "cross_entropy", "floor"
 
 
-def forget(run: RunDirectory) -> None:
-    """Measure a trained run's forgetting, if its recipe asks for it, once.
+def score_forgetting(target: Target, section: ForgettingSection) -> tuple[dict[str, Metric], list[Sample]]:
+    """Return cross-entropy and floor in nats per token, and those of every block of text.
+
+        cross_entropy = −Σ_v p_base(v) log p_tuned(v),  floor = −Σ_v p_base(v) log p_base(v),  averaged over positions
+
+    The floor is the base's own entropy, which a model that forgot nothing reaches.
 
     Raises:
-        MiloraError: the run is not trained, or its text cannot be read or is too short.
+        MiloraError: the text cannot be read, or is too short.
     """
-    section = run.recipe.evaluation.forgetting
-    if not section.blocks or (run.path / FORGETTING).is_file():
-        return
     device = processes().device
-    tuned = target_of_run(run).load().to(device)
+    tuned = target.load().to(device)
     separate = None
-    if run.recipe.adapter.base == "residual" or run.recipe.adapter.method == "full":
-        separate = load_model(run.recipe.model).to(device)
-    blocks = _make_blocks(section, tuned, separate, load_tokenizer(run.recipe.model)).to(device)
-    found = measure_forgetting(tuned, blocks, separate)
-    # Runs are comparable where this is equal.
-    digest = hashlib.sha256(str(blocks.tolist()).encode()).hexdigest()[:16]
-    run.write(FORGETTING, {**asdict(found), "text": section.text, "text_sha256": digest})
+    if not isinstance(tuned, PeftModel) or target.form == "residual":
+        separate = target.base.load().to(device)  # disable_adapter() is not the base there
+    tokenizer = load_tokenizer(target.model)
+    blocks = _make_blocks(section, tuned, separate, tokenizer).to(device)
+    samples = []
+    for block in blocks:
+        found = _measure_block(tuned, block, separate)
+        grades = {name: Grade(None, value) for name, value in found.items()}
+        samples.append(Sample(str(tokenizer.decode(block)), "", "", grades))
+    return measure_grades(samples), samples
 
 
 def check_text(section: ForgettingSection) -> None:
-    """Raise unless the text that forgetting is measured on is there: before training is paid for."""
+    """Raise unless the text that forgetting is measured on exists: before training is paid for."""
     if section.blocks and section.text != "sampled" and not Path(section.text).is_file():
         raise MiloraError(
-            f"evaluation.forgetting.text={section.text}: there is no such file",
+            f"evaluation.forgetting.text={section.text}: the file does not exist",
             "name a text file, or `sampled` for text that the base model itself makes",
         )
+
+
+@torch.no_grad()
+def _measure_block(model: PreTrainedModel | PeftModel, block: Tensor, base: nn.Module | None) -> dict[str, float]:
+    """`block` are token ids `(length,)`; without `base`, the model's adapter is disabled to get it."""
+    tuned = F.log_softmax(model(block[None]).logits[0].float(), dim=-1)
+    if base is None:
+        assert isinstance(model, PeftModel)
+        with model.disable_adapter():
+            logits = model(block[None]).logits[0]
+    else:
+        logits = base(block[None]).logits[0]
+    expected = F.log_softmax(logits.float(), dim=-1)
+    return {
+        CROSS_ENTROPY: -float((expected.exp() * tuned).sum(-1).mean()),
+        FLOOR: -float((expected.exp() * expected).sum(-1).mean()),
+    }
 
 
 def _make_blocks(
     section: ForgettingSection,
     tuned: PreTrainedModel | PeftModel,
-    separate: PreTrainedModel | None,
+    separate: PreTrainedModel | PeftModel | None,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Tensor:
     if section.text != "sampled":

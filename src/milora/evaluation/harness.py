@@ -1,7 +1,8 @@
-"""Tasks that lm-evaluation-harness brings itself, by name or as a YAML file: MMLU, BBH, IFEval and the like."""
+"""Tasks that lm-evaluation-harness brings itself, by name or as a YAML file: MMLU, BBH, IFEval, and the like."""
 
 import difflib
 import json
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from milora.evaluation.benchmarks import BENCHMARKS, GROUPS
+from milora.evaluation.graders.grade import Grade
+from milora.evaluation.scores import Metric, Sample
 from milora.method.errors import MiloraError
 
 
@@ -22,11 +25,11 @@ def _manager() -> TaskManager:
     return TaskManager()
 
 
-def find_foreign(name: str) -> str | dict[str, Any]:
+def find_task(name: str) -> str | dict[str, Any]:
     """Return what the harness takes for a task of its own, or for a YAML file of one.
 
     Raises:
-        MiloraError: there is no such task.
+        MiloraError: the task does not exist.
     """
     if name.endswith((".yaml", ".yml")):
         try:
@@ -35,7 +38,7 @@ def find_foreign(name: str) -> str | dict[str, Any]:
             raise MiloraError(f"task {name} cannot be read: {error}", "name a task file of lm-eval") from error
         if isinstance(config, dict) and "task" in config:
             return config
-        raise MiloraError(f"{name} is no task file of lm-eval: it has no `task`", "see lm-eval's task guide")
+        raise MiloraError(f"{name} is not a task file of lm-eval: it has no `task`", "see lm-eval's task guide")
     if name not in _manager().all_tasks:
         known = [*BENCHMARKS, *GROUPS]
         near = difflib.get_close_matches(name, {*known, *_manager().all_tasks}, n=3)
@@ -46,23 +49,44 @@ def find_foreign(name: str) -> str | dict[str, Any]:
     return name
 
 
-def score_foreign(harness: LM, name: str, limit: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the scores and samples of a task, under the harness' own protocol; `accuracy` is its first metric."""
-    task = find_foreign(name)
+def score_task(harness: LM, name: str, limit: int | None) -> tuple[dict[str, Metric], list[Sample]]:
+    """Return the metrics and samples of a task under the harness's own protocol; the first metric is the headline."""
+    task = find_task(name)
     results = simple_evaluate(model=harness, tasks=[task], limit=limit, task_manager=_manager(), bootstrap_iters=1000)
     title = name if isinstance(task, str) else task["task"]
-    metrics = results["groups"][title] if title in results.get("groups", {}) else results["results"][title]
-    first = next(key for key, value in metrics.items() if isinstance(value, float) and "_stderr" not in key)
-    metric, _, kind = first.partition(",")
-    error = metrics.get(f"{metric}_stderr,{kind}")
-    samples = [{"task": part, **sample} for part, rows in results["samples"].items() for sample in rows]
-    scores = {
-        "task": title,
-        "metric": metric,
-        "accuracy": metrics[first],
-        "standard_error": error if isinstance(error, float) else None,
-        "count": len(samples),
-        "results": json.loads(json.dumps(results["results"], default=handle_non_serializable)),
-        "versions": results["versions"],
-    }
-    return scores, json.loads(json.dumps(samples, default=handle_non_serializable))
+    found = results["groups"][title] if title in results.get("groups", {}) else results["results"][title]
+    metrics = {}
+    for key, value in found.items():
+        metric, _, kind = key.partition(",")
+        if isinstance(value, float) and not metric.endswith("_stderr"):
+            error = found.get(f"{metric}_stderr,{kind}")
+            metrics[_title(metric, kind)] = Metric(value, error if isinstance(error, float) else None)
+    samples = [sample for rows in results["samples"].values() for sample in _read_samples(rows)]
+    return metrics, samples
+
+
+def _title(metric: str, kind: str) -> str:
+    """lm-eval names a metric together with the filter that made its answers."""
+    return metric if kind == "none" else f"{metric} ({kind})"
+
+
+def _read_samples(rows: Iterable[dict[str, Any]]) -> list[Sample]:
+    """lm-eval has one entry for each document and filter."""
+    samples: dict[int, Sample] = {}
+    for row in rows:
+        answer = json.dumps(row["filtered_resps"], default=handle_non_serializable, ensure_ascii=False)
+        grades = {
+            _title(metric, row["filter"]): Grade(answer, float(row[metric]))
+            for metric in row["metrics"]
+            if isinstance(row[metric], (bool, int, float))
+        }
+        if row["doc_id"] in samples:
+            samples[row["doc_id"]].grades.update(grades)
+        else:
+            samples[row["doc_id"]] = Sample(
+                question=str(row["arguments"][0][0]),
+                gold=str(row["target"]),
+                completion=json.dumps(row["resps"], default=handle_non_serializable, ensure_ascii=False),
+                grades=grades,
+            )
+    return list(samples.values())

@@ -1,93 +1,159 @@
-"""The scores and samples that evaluations wrote."""
+"""The scores of a model on a task, and every sample behind them: the one record that all of evaluation fills."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Literal
 
-from milora.method.files import read_json, read_lines
-from milora.data.sets import COMMONSENSE
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
-AVERAGE = "average"
-Scores = dict[str, dict[str, dict[str, Any]]]
+from milora.evaluation.graders.grade import Grade
+from milora.method.files import write_text
+from milora.run.directory import ScoreFolder
+from milora.run.environment import Environment
+
+Unit = Literal["share", "nats"]
 
 
-def read_scores(folder: Path, *, complete: bool = False) -> Scores:
-    """Return {task: {who: scores.json}} of an evaluation folder; `complete`: of tasks with base and trained only.
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A mean over samples and its standard error, None if it has none."""
 
-    Where all eight commonsense sets are scored, their `average` is one more task.
+    value: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What decides a score besides the model."""
+
+    version: str
+    prompt: str | None = None
+    limit: int | None = None
+    data_dir: str | None = None
+    max_new_tokens: int | None = None
+    beams: int = 1
+    stops: tuple[str, ...] = ()
+    batch_size: int | Literal["auto"] = "auto"
+    backend: str = "hf"
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds that this process took, for so many samples made, and tokens per second if they were counted."""
+
+    seconds: float
+    made: int
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One task's scores: metrics by name, of which `primary` is the headline.
+
+    `who` is what was scored: base, trained, or checkpoint-N. `differ` counts samples on which graders disagree,
+    `no_answer` those in which the primary grader found none. `confinement` names what held programs that a model wrote.
     """
-    scores: Scores = {}
-    for file in sorted(folder.glob("*/*/scores.json")):
-        scores.setdefault(file.parent.name, {})[file.parent.parent.name] = read_json(file)
-    for who in {who for task in scores.values() for who in task}:
-        eight = [scores[name][who] for name in COMMONSENSE if who in scores.get(name, {})]
-        if len(eight) == len(COMMONSENSE):
-            scores.setdefault(AVERAGE, {})[who] = _average(eight)
-    return {task: found for task, found in scores.items() if not complete or {"base", "trained"} <= found.keys()}
+
+    task: str
+    who: str
+    count: int
+    primary: str
+    metrics: dict[str, Metric]
+    settings: Settings
+    environment: Environment
+    unit: Unit = "share"
+    differ: int | None = None
+    no_answer: int | None = None
+    cost: Cost | None = None
+    confinement: str | None = None
+
+    @property
+    def headline(self) -> Metric:
+        return self.metrics[self.primary]
 
 
-def _average(scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """The unweighted mean over sets, as in the paper's table 1; errors of independent sets add in squares."""
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item: what was asked and answered, and a grade from each grader."""
 
-    def mean(parts: list[dict[str, float]]) -> dict[str, float]:
-        return {
-            "accuracy": sum(part["accuracy"] for part in parts) / len(parts),
-            "standard_error": sum(part["standard_error"] ** 2 for part in parts) ** 0.5 / len(parts),
-        }
-
-    return {
-        **mean(scores),
-        "official": mean([score["official"] for score in scores]),
-        "count": sum(score["count"] for score in scores),
-        "no_answer": sum(score["no_answer"] for score in scores),
-        "differ": sum(score["differ"] for score in scores),
-    }
+    question: str
+    gold: str
+    completion: str
+    grades: dict[str, Grade] = field(default_factory=dict)
 
 
-def read_samples(folder: Path, task: str, count: int) -> list[dict[str, Any]]:
-    """Return the first samples of a task, each with the base's and the trained model's completion."""
-    base, trained = (read_lines(folder / who / task / "samples.jsonl") for who in ("base", "trained"))
-    return [
-        {**after, "base_completion": before["completion"], "base_correct": before["correct"]}
-        for before, after in list(zip(base, trained, strict=True))[:count]
-    ]
+def measure(values: Sequence[float]) -> Metric:
+    """Return the mean of samples, s/√n being its standard error."""
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return Metric(fmean(values), error)
 
 
-def read_verdicts(folder: Path, task: str) -> list[float]:
-    """Return the trained model's score on every item of a task, empty where the task scores no single items.
-
-    Those of `average` are weighted so that their mean is the mean over the eight sets.
-    """
-    if task == AVERAGE:
-        sets = [read_verdicts(folder, name) for name in COMMONSENSE]
-        total = sum(map(len, sets))
-        return [verdict * total / (len(sets) * len(found)) for found in sets for verdict in found]
-    metric = read_json(folder / "trained" / task / "scores.json").get("metric", "correct")
-    verdicts = [sample.get(metric) for sample in read_lines(folder / "trained" / task / "samples.jsonl")]
-    return [float(verdict) for verdict in verdicts if isinstance(verdict, (bool, int, float))]
+def measure_grades(samples: Sequence[Sample]) -> dict[str, Metric]:
+    """Return the mean of every grader's scores."""
+    return {name: measure([sample.grades[name].score for sample in samples]) for name in samples[0].grades}
 
 
-def format_table(scores: Scores) -> str:
-    """A plain table: accuracy ± standard error in percent for each who, under both gradings."""
-    whos = sorted({who for task in scores.values() for who in task}, key=lambda who: (who != "base", who))
-    lines = [f"{'task':<16}{'grading':<11}{'n':>6}" + "".join(f"{who:>18}" for who in whos)]
-    for task, found in scores.items():
-        count = next(iter(found.values()))["count"]
-        lines.append(f"{task:<16}{_grading(found):<11}{count:>6}" + _cells(found, whos))
-        official = {who: score["official"] for who, score in found.items() if "official" in score}
-        if official:
-            lines.append(f"{'':<16}{'official':<11}{'':>6}" + _cells(official, whos))
+def average(name: str, parts: Sequence[Scores]) -> Scores:
+    """Return the unweighted mean over tasks, as in the paper's table 1; errors of independent tasks add in squares."""
+
+    def mean(metrics: list[Metric]) -> Metric:
+        errors = [metric.standard_error for metric in metrics]
+        known = [error for error in errors if error is not None]
+        error = sum(error**2 for error in known) ** 0.5 / len(errors) if len(known) == len(errors) else None
+        return Metric(fmean(metric.value for metric in metrics), error)
+
+    first = parts[0]
+    return Scores(
+        task=name,
+        who=first.who,
+        count=sum(part.count for part in parts),
+        primary=first.primary,
+        metrics={metric: mean([part.metrics[metric] for part in parts]) for metric in first.metrics},
+        settings=first.settings,
+        environment=first.environment,
+        differ=sum(part.differ or 0 for part in parts),
+        no_answer=sum(part.no_answer or 0 for part in parts),
+    )
+
+
+def write_scores(folder: ScoreFolder, scores: Scores, samples: Sequence[Sample]) -> None:
+    """Write the samples, and then the scores, which say that all is there."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    lines = (to_json(sample).decode() for sample in samples)
+    write_text(folder.samples, "".join(f"{line}\n" for line in lines))
+    folder.write(scores)
+
+
+def read_samples(folder: ScoreFolder) -> list[Sample]:
+    # Not splitlines: JSON strings contain U+2028 and its like as they are.
+    lines = folder.samples.read_text(encoding="utf-8").split("\n")
+    return [TypeAdapter(Sample).validate_json(line) for line in lines if line]
+
+
+def format_table(found: Iterable[Scores]) -> str:
+    """A plain table: every metric ± its standard error, in percent or nats, for each who; the headline first."""
+    rows: dict[str, dict[str, Scores]] = {}
+    for scores in found:
+        rows.setdefault(scores.task, {})[scores.who] = scores
+    whos = sorted({who for row in rows.values() for who in row}, key=lambda who: (who != "base", who))
+    lines = [f"{'task':<16}{'grading':<16}{'n':>6}" + "".join(f"{who:>18}" for who in whos)]
+    for task, row in rows.items():
+        first = next(iter(row.values()))
+        for metric in sorted(first.metrics, key=lambda metric: (metric != first.primary, metric)):
+            head = f"{task:<16}{metric:<16}{first.count:>6}" if metric == first.primary else f"{'':<16}{metric:<22}"
+            lines.append(head + "".join(f"{_cell(row.get(who), metric):>18}" for who in whos))
     return "\n".join(lines)
 
 
-def _grading(found: dict[str, dict[str, Any]]) -> str:
-    score = next(iter(found.values()))
-    return "corrected" if "official" in score else str(score["metric"])
+def _cell(scores: Scores | None, metric: str) -> str:
+    return "–" if scores is None else format_metric(scores.metrics[metric], scores.unit)
 
 
-def _cells(found: dict[str, dict[str, Any]], whos: list[str]) -> str:
-    return "".join(f"{_percent(found[who]) if who in found else '–':>18}" for who in whos)
-
-
-def _percent(score: dict[str, Any]) -> str:
-    error = score["standard_error"]
-    return f"{100 * score['accuracy']:.1f}" + (f" ± {100 * error:.1f} %" if error is not None else " %")
+def format_metric(metric: Metric, unit: Unit) -> str:
+    """`42.5 ± 5.6 %`, or nats with three digits."""
+    factor, digits, sign = (100, 1, " %") if unit == "share" else (1, 3, "")
+    error = "" if metric.standard_error is None else f" ± {factor * metric.standard_error:.{digits}f}"
+    return f"{factor * metric.value:.{digits}f}{error}{sign}"

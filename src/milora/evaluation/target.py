@@ -1,7 +1,6 @@
 """What is evaluated: a run, a checkpoint of it, an adapter and its base, or a model."""
 
 import hashlib
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,12 +10,12 @@ from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
 from milora.method.errors import MiloraError
-from milora.method.export import save_milora_as_lora
+from milora.method.export import replace_by_lora
 from milora.method.layers import MARKS
-from milora.method.variant import Base
-from milora.run.directory import RunDirectory, open_run
+from milora.method.options import Dtype, Form, TemplateName
 from milora.models.base import attach_adapter, load_model
-from milora.run.recipe import Dtype, ModelSection, Recipe
+from milora.run.directory import RunDirectory, is_run, open_run, run_of_checkpoint
+from milora.run.recipe import ModelSection, Recipe
 
 EVALUATIONS = Path("evaluations")
 
@@ -26,7 +25,7 @@ class Target:
     """A model to score.
 
     `who` names it in the results: base, trained, or checkpoint-N. `folder` gets `<who>/<task>/`. `served` is its name
-    at a server. `prompt` is the one it was trained with, None where that is not known.
+    at a server. `template` is the one it was trained with, None if that is not known.
     """
 
     who: str
@@ -34,12 +33,12 @@ class Target:
     folder: Path
     served: str
     adapter: Path | None = None
-    form: Base = "intact"
+    form: Form = "intact"
     recipe: Recipe | None = None
 
     @property
-    def prompt(self) -> str | None:
-        return self.recipe.data.prompt if self.recipe else None
+    def template(self) -> TemplateName | None:
+        return self.recipe.data.template if self.recipe else None
 
     @property
     def data_dir(self) -> str | None:
@@ -54,8 +53,8 @@ class Target:
     def load(self) -> PreTrainedModel | PeftModel:
         """Return the model in eval mode, with its adapter as servers hold one.
 
-        An intact adapter is the ordinary LoRA that it exports, and a LoRA has its base's dtype: neither sums of factors
-        nor casts in each layer and pass. The rest are loaded as they train.
+        An intact adapter becomes the ordinary LoRA that it exports, and a LoRA takes its base's dtype: no layer then
+        sums factors or casts in a pass. Others are loaded as they train.
         """
         model = load_model(self.model)  # which from_pretrained leaves in eval mode
         if self.adapter is None:
@@ -65,9 +64,7 @@ class Target:
         if type(config) is not LoraConfig or config.use_dora or self.form == "residual":
             return tuned
         if config.init_lora_weights in MARKS:
-            with tempfile.TemporaryDirectory() as folder:
-                save_milora_as_lora(folder, tuned)
-                tuned = PeftModel.from_pretrained(tuned.unload(), folder).eval()
+            tuned = replace_by_lora(tuned)
         for name, parameter in tuned.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.to(getattr(torch, self.model.dtype))
@@ -83,10 +80,10 @@ def resolve_target(name: str, dtype: Dtype = "bfloat16") -> Target:
         MiloraError: a run that is not trained yet.
     """
     path = Path(name)
-    if (path / "recipe.yaml").is_file():
+    if is_run(path):
         return target_of_run(open_run(path))
-    if (path / "../../recipe.yaml").is_file() and path.name.startswith("checkpoint-"):
-        run = open_run(path.resolve().parents[1])
+    run = run_of_checkpoint(path)
+    if run is not None:
         return replace(_target(run, path), who=path.name, served=path.name)
     if (path / CONFIG_NAME).is_file():
         base = PeftConfig.from_pretrained(name).base_model_name_or_path
@@ -108,20 +105,20 @@ def target_of_run(run: RunDirectory) -> Target:
 def _target(run: RunDirectory, trained: Path) -> Target:
     if run.recipe.adapter.method == "full":
         model = run.recipe.model.model_copy(update={"name": str(trained)})
-        return Target("trained", model, run.path / "evaluation", run.path.name, recipe=run.recipe)
+        return Target("trained", model, run.evaluation, run.path.name, recipe=run.recipe)
     return Target(
         "trained",
         run.recipe.model,
-        run.path / "evaluation",
+        run.evaluation,
         run.path.name,
         trained,
-        run.recipe.adapter.base,
+        run.recipe.adapter.form,
         run.recipe,
     )
 
 
 def _folder(path: Path) -> Path:
-    """Where the scores of what is no run go: a name of their own for every path and state of the weights in it."""
+    """Where scores go that are not of a run: every path, and every state of the weights in it, has its own name."""
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors"))]
     name = str(path.resolve() if path.exists() else path)
     return EVALUATIONS / f"{path.name}-{hashlib.sha256(f'{name}{files}'.encode()).hexdigest()[:8]}"

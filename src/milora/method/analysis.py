@@ -1,28 +1,16 @@
-"""What the weights look like, how far training moved them, and what the model forgot."""
+"""What the weights look like, and how far training moved them."""
 
 import copy
 import math
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from milora.method.variant import IntactVariant, update_factors
-
-
-@dataclass(frozen=True, slots=True)
-class Forgetting:
-    """In nats per token; `floor` is the base model's own entropy, which a model that forgot nothing reaches."""
-
-    cross_entropy: float
-    floor: float
-    tokens: int
 
 
 def measure_spectra(model: nn.Module, count: int = 4) -> dict[str, list[float]]:
@@ -58,30 +46,8 @@ def _squared_change(layer: LoraLayer, adapter_name: str) -> float:
         return scaling**2 * float(torch.trace(up.T @ up @ down @ down.T))
     if adapter_name not in layer.lora_variant:
         return float(layer.get_delta_weight(adapter_name).double().square().sum())
-    # Whatever else PEFT computes, its own merge says; on a copy of one layer, lest the base's weights be rounded.
+    # Whatever else PEFT computes, its own merge says; on a copy of one layer, since merging rounds the base's weight.
     merged = copy.deepcopy(layer).float()
     merged.merge(adapter_names=[adapter_name])
     change = merged.get_base_layer().weight - layer.get_base_layer().weight.float()
     return float(change.double().square().sum())
-
-
-@torch.no_grad()
-def measure_forgetting(model: PreTrainedModel | PeftModel, blocks: Tensor, base: nn.Module | None = None) -> Forgetting:
-    """Return −Σ_v p_base(v) log p_tuned(v), averaged over positions, and its floor −Σ_v p_base(v) log p_base(v).
-
-    `blocks` are token ids `(count, length)`. `base` is the base model where `disable_adapter()` cannot give it:
-    of the residual form, and of full fine-tuning. (Paper, section 6 and table 8, after Kalajdzievski 2024.)
-    """
-    cross_entropy = floor = 0.0
-    for block in blocks:
-        tuned = F.log_softmax(model(block[None]).logits[0].float(), dim=-1)
-        if base is None:
-            assert isinstance(model, PeftModel)
-            with model.disable_adapter():
-                logits = model(block[None]).logits[0]
-        else:
-            logits = base(block[None]).logits[0]
-        expected = F.log_softmax(logits.float(), dim=-1)
-        cross_entropy -= float((expected.exp() * tuned).sum(-1).mean())
-        floor -= float((expected.exp() * expected).sum(-1).mean())
-    return Forgetting(cross_entropy / len(blocks), floor / len(blocks), blocks.numel())

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from milora.method.files import view_bytes
-from milora.method.errors import MiloraError
-from milora.method.solver.certificate import Certificate
 from milora.method.decomposition import Factors
+from milora.method.errors import MiloraError
+from milora.method.files import replacing, view_bytes
+from milora.method.solver.certificate import Certificate
 
 VERSION = "1"  # changes whenever the same weight and options would give other factors
 
@@ -57,14 +55,12 @@ class FactorCache:
         tensors = {"B": factors.B, "A": factors.A, "S": factors.singular_values, "largest": largest}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         certificate = json.dumps(asdict(factors.certificate))
-        unfinished = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
+        metadata = {"certificate": certificate, "sha256": _checksum(tensors, certificate)}
         try:
-            save_file(tensors, unfinished, {"certificate": certificate, "sha256": _checksum(tensors, certificate)})
-            unfinished.replace(path)
+            with replacing(path) as unfinished:
+                save_file(tensors, unfinished, metadata)
         except SafetensorError as error:
             raise MiloraError(f"{self.folder} cannot be written to: {error}", "free disk space") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def _checksum(tensors: dict[str, Tensor], certificate: str) -> str:

@@ -13,6 +13,7 @@ from milora.method.solver.certificate import Band, Certificate, certify, objecti
 from milora.method.solver.direct import exact_band, gram_band
 from milora.method.solver.lanczos import has_room, lanczos_bands
 
+
 @dataclass(frozen=True, slots=True)
 class Factors:
     """The rank-r band `scaling · B @ A` of a weight `(out, in)`, and the singular values it was made from.

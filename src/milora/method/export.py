@@ -1,21 +1,18 @@
 """A trained adapter → what the rest of the world loads: an ordinary LoRA, or a residual model with its adapter."""
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from milora.method.errors import MiloraError
+from milora.method.files import filling
 from milora.method.layers import milora_layers
 from milora.method.variant import INITIAL_A, INITIAL_B, update_factors
 
@@ -48,8 +45,33 @@ def save_milora_as_lora(
             approximation there is (Eckart–Young), its error in the report.
 
     Raises:
-        MiloraError: the adapter was not initialised by milora, or `rank` is outside 1 … 2r.
+        MiloraError: the adapter was not initialized by milora, or `rank` is outside 1 … 2r.
     """
+    return write_lora(Path(path), _combine(model, adapter_name, rank))
+
+
+def replace_by_lora(model: PeftModel, adapter_name: str = "default") -> PeftModel:
+    """Return the base with the ordinary LoRA that `save_milora_as_lora` would write, in eval mode; `model` is consumed.
+
+    Raises:
+        MiloraError: the adapter was not initialized by milora.
+    """
+    found = _combine(model, adapter_name, None)
+    ordinary = PeftModel(model.unload(), found.config, adapter_name)
+    set_peft_model_state_dict(ordinary, found.state, adapter_name)
+    return ordinary.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class OrdinaryLora:
+    """An adapter that plain PEFT loads, and by layer what recompression lost of ΔW."""
+
+    config: LoraConfig
+    state: dict[str, Tensor]
+    errors: dict[str, float]
+
+
+def _combine(model: PeftModel, adapter_name: str, rank: int | None) -> OrdinaryLora:
     layers = milora_layers(model, adapter_name)
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     updates = {}
@@ -57,17 +79,13 @@ def save_milora_as_lora(
         up, down = (factor.detach() for factor in update_factors(layer, adapter_name))
         updates[name] = up * layer.scaling[adapter_name], down
         del state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
-    return write_lora(Path(path), state, model.peft_config[adapter_name], updates, rank)
+    return combine_updates(state, model.peft_config[adapter_name], updates, rank)
 
 
-def write_lora(
-    path: Path,
-    state: dict[str, Tensor],
-    config: LoraConfig,
-    updates: dict[str, tuple[Tensor, Tensor]],
-    rank: int | None,
-) -> ExportReport:
-    """Write ΔW = up·down of each layer as one ordinary LoRA, with what else the adapter's `state` holds.
+def combine_updates(
+    state: dict[str, Tensor], config: LoraConfig, updates: dict[str, tuple[Tensor, Tensor]], rank: int | None
+) -> OrdinaryLora:
+    """Return ΔW = up·down of each layer as one ordinary LoRA, with what else the adapter's `state` contains.
 
     `up` is `(out, r)` with the scaling in it, `down` `(r, in)`; see `save_milora_as_lora` for `rank`.
     """
@@ -86,8 +104,13 @@ def write_lora(
     config = _ordinary(config)
     config.r = config.lora_alpha = written_rank
     config.use_rslora, config.rank_pattern, config.alpha_pattern = False, {}, {}
-    _write_adapter(path, state, config)
-    return ExportReport(path, written_rank, errors)
+    return OrdinaryLora(config, state, errors)
+
+
+def write_lora(path: Path, found: OrdinaryLora) -> ExportReport:
+    """Write an ordinary LoRA in PEFT's layout; its files appear once all are written."""
+    _write_adapter(path, found.state, found.config)
+    return ExportReport(path, found.config.r, found.errors)
 
 
 def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str = "default") -> None:
@@ -106,7 +129,7 @@ def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str 
     _write_adapter(Path(path) / "adapter", state, config)
     for layer in layers.values():
         layer.lora_B[adapter_name].weight.data.zero_()  # merging s·B A = 0 leaves W_p
-    with _written_whole(Path(path)) as folder:
+    with filling(Path(path)) as folder:
         model.merge_and_unload().save_pretrained(folder)
 
 
@@ -143,19 +166,6 @@ def _ordinary(config: LoraConfig) -> LoraConfig:
 
 
 def _write_adapter(path: Path, state: dict[str, Tensor], config: LoraConfig) -> None:
-    with _written_whole(path) as folder:
+    with filling(path) as folder:
         save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         config.save_pretrained(str(folder))
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A temporary folder whose files move to `path` once all are written."""
-    path.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path))
-    try:
-        yield folder
-        for file in folder.iterdir():
-            file.replace(path / file.name)
-    finally:
-        shutil.rmtree(folder)

@@ -1,7 +1,7 @@
 """Many weights → their factors: over several cores and processes, from a cache, with a progress bar.
 
-Of the processes of one launch each decomposes a share of the weights, and all end with the same factors. torch.distributed
-alone; where it is not initialized, or has one process, nothing is shared.
+Each process of a launch decomposes a share of the weights, and all end with the same factors. Only torch.distributed is
+used; if it is not initialized, or has one process, that process decomposes everything.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from milora.method.decomposition import Factors, check_rank, decompose_weight
 from milora.method.errors import MiloraError
 from milora.method.files import view_bytes
 from milora.method.options import Components, Weighting
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:

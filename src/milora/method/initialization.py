@@ -13,12 +13,12 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.model import LoraModel
 from torch import Tensor
 
-from milora.method.factors import Choice, check_same_factors, decompose_layers, decompose_together
-from milora.method.errors import MiloraError
-from milora.method.options import Components, Form, Weighting
-from milora.method.layers import MARK, MARKS, check_base, ready_layers, tied_weights
-from milora.method.solver.certificate import Certificate
 from milora.method.decomposition import Factors
+from milora.method.errors import MiloraError
+from milora.method.factors import Choice, check_same_factors, decompose_layers, decompose_together
+from milora.method.layers import MARK, MARKS, check_base, ready_layers, tied_weights
+from milora.method.options import Components, Form, Weighting
+from milora.method.solver.certificate import Certificate
 from milora.method.variant import attach_factors, read_weight
 
 VANISHING = 1e-3  # of the largest singular value: below it B₀ and A₀ are too small to train from

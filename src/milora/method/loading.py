@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from milora.method.initialization import start_layers
 from milora.method.errors import MiloraError
-from milora.method.options import Form
+from milora.method.initialization import start_layers
 from milora.method.layers import MARK, MARKS, check_base, ready_layers
+from milora.method.options import Form
 from milora.method.variant import INITIAL_A, INITIAL_B
 
 

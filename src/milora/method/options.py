@@ -20,9 +20,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["nf4", "int8"]
 """How bitsandbytes stores a base while it is loaded."""
 
-Method = Literal[
-    "milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora", "lora_ga", "adalora", "full"
-]
+Method = Literal["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora", "lora_ga", "adalora", "full"]
 """How a model is fine-tuned."""
 
 Export = Literal["lora", "merged", "residual"]

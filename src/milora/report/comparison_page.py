@@ -5,6 +5,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from milora.comparison.grid import Grid
+from milora.comparison.results import Arm, Results
+from milora.method.files import write_bytes, write_json, write_text
 from milora.report.figures import (
     Drawing,
     draw_losses,
@@ -12,19 +15,17 @@ from milora.report.figures import (
     draw_scores_by_rate,
     draw_validation_by_rate,
 )
-from milora.comparison.grid import Grid
 from milora.report.run_page import render
-from milora.comparison.results import Arm, Results
 from milora.report.sentences import say_what_it_cannot, say_what_it_shows
 from milora.report.tables import format_arms, format_csv, format_tests, percent, tabulate_arms, tabulate_tests
-from milora.method.files import write_bytes, write_json, write_text
+from milora.run.environment import Environment
 
 
 def write_results(grid: Grid, results: Results) -> Path:
     """Write index.html, results.json, points.csv, table.md, table.tex and the pictures; return the page."""
     folder, comparison = grid.path, grid.comparison
     folder.mkdir(parents=True, exist_ok=True)
-    shows, cannot = say_what_it_shows(results), say_what_it_cannot(results, comparison)
+    shows, cannot = say_what_it_shows(results), say_what_it_cannot(results, grid)
     plan = comparison.model_dump()
     write_json(folder / "results.json", {"comparison": plan, **asdict(results), "shows": shows, "cannot_show": cannot})
     write_text(folder / "points.csv", format_csv(results))
@@ -51,7 +52,7 @@ def write_results(grid: Grid, results: Results) -> Path:
         grid_headers=grid_headers,
         grid_rows=grid_rows,
         plan=OmegaConf.to_yaml(OmegaConf.create(plan)),
-        environment=next(run for _, run in grid if run.is_finished).read("environment.json"),
+        environment=next(cell.run for cell in grid.cells if cell.is_finished).read(Environment),
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"
@@ -78,9 +79,8 @@ def _forgetting(arm: Arm) -> float | None:
     return arm.best.forgetting.mean if arm.best.forgetting else None
 
 
-def _memory(arm: Arm) -> float | None:
-    memory = arm.best.costs["peak_memory"]
-    return None if memory is None else memory / 1e9
+def _memory(arm: Arm) -> float:
+    return arm.best.costs["peak_memory"] / 1e9
 
 
 def _tabulate_points(results: Results) -> tuple[list[str], list[list[str]]]:

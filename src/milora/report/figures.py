@@ -2,7 +2,7 @@
 
 import html
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes  # noqa: E402
 
 from milora.comparison.results import Arm  # noqa: E402
 from milora.evaluation.scores import Scores  # noqa: E402
+from milora.run.records import StepLoss  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +26,26 @@ class Drawing:
     png: bytes
 
 
-def draw_loss(losses: list[dict[str, float]]) -> Drawing:
+def draw_loss(losses: Sequence[StepLoss]) -> Drawing:
     """Training loss against steps."""
 
     def draw(axes: Axes) -> None:
-        axes.plot([entry["step"] for entry in losses], [entry["loss"] for entry in losses], color="#2a6f97")
+        axes.plot([entry.step for entry in losses], [entry.loss for entry in losses], color="#2a6f97")
         axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
 
     return _render(draw, "Training loss by step")
 
 
-def draw_scores(tasks: Scores) -> Drawing:
-    """Accuracy before and after, with 95 % intervals."""
+def draw_scores(tasks: dict[str, tuple[Scores, Scores]]) -> Drawing:
+    """The headline before and after training, {task: (base, trained)}, with 95 % intervals."""
 
     def draw(axes: Axes) -> None:
-        for offset, (label, color) in zip((-0.2, 0.2), (("base", "#adb5bd"), ("trained", "#2a6f97")), strict=True):
-            scores = [found[label] for found in tasks.values()]
+        for place, (label, color) in enumerate((("base", "#adb5bd"), ("trained", "#2a6f97"))):
+            found, offset = [both[place].headline for both in tasks.values()], (-0.2, 0.2)[place]
             axes.bar(
                 [position + offset for position in range(len(tasks))],
-                [100 * score["accuracy"] for score in scores],
-                yerr=[196 * (score["standard_error"] or 0) for score in scores],
+                [100 * metric.value for metric in found],
+                yerr=[196 * (metric.standard_error or 0) for metric in found],
                 width=0.36,
                 label=label,
                 color=color,
@@ -128,8 +129,8 @@ def draw_losses(arms: list[Arm]) -> Drawing:
 
     def draw(axes: Axes) -> None:
         for arm, style in zip(arms, _styles(), strict=False):
-            steps = [entry["step"] for entry in arm.best.losses]
-            axes.plot(steps, [entry["loss"] for entry in arm.best.losses], label=arm.name, color=style["color"])
+            steps = [entry.step for entry in arm.best.losses]
+            axes.plot(steps, [entry.loss for entry in arm.best.losses], label=arm.name, color=style["color"])
         axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
         axes.legend(fontsize="small")
 
@@ -144,7 +145,7 @@ def _scale_rates(axes: Axes, arms: list[Arm]) -> None:
 
 
 def _styles() -> Iterator[dict[str, Any]]:
-    """Colours that the colour-blind tell apart (Okabe and Ito), and markers for those who print in grey."""
+    """Colors that color-blind readers can tell apart (Okabe and Ito), and markers for those who print in gray."""
     colors = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
     return ({"color": color, "marker": marker} for marker in "os^Dv" for color in colors)
 

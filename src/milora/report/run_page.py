@@ -1,48 +1,82 @@
 """A run directory → one self-contained HTML page."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment as Templates
+from jinja2 import PackageLoader
 
-from milora.report.figures import draw_loss, draw_scores, draw_spectra
-from milora.evaluation.scores import read_samples, read_scores
+from milora.evaluation.benchmarks import GROUPS
+from milora.evaluation.evaluate import locate_scores
 from milora.evaluation.forgetting import FORGETTING
-from milora.run.directory import RunDirectory
+from milora.evaluation.scores import Sample, Scores, read_samples
+from milora.evaluation.target import target_of_run
 from milora.method.files import write_text
+from milora.method.initialization import InitializationReport
+from milora.report.figures import draw_loss, draw_scores, draw_spectra
+from milora.run.directory import RunDirectory
+from milora.run.environment import Environment
+from milora.run.records import Spectra, TrainingRecord
+
+SHOWN = 5  # samples of each task
 
 
-def write_report(run: RunDirectory) -> Path:
-    """Write `report.html`: scores, loss, spectra, samples, costs and what the run is no evidence of."""
-    folder = run.path / "evaluation"
-    tasks, training = read_scores(folder, complete=True), run.read("training.json")
-    warnings = []
-    if run.recipe.adapter.method == "milora":
-        warnings = run.read("initialization.json")["warnings"]
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One item before and after training, and whether each is right by the headline's grade."""
+
+    base: Sample
+    trained: Sample
+    base_is_right: bool
+    trained_is_right: bool
+
+
+def write_report(run: RunDirectory, found: Sequence[Scores]) -> Path:
+    """Write the run's page: scores, loss, spectra, samples, costs, and what the run is not evidence of.
+
+    `found` are the base's and the trained model's scores.
+    """
+    training = run.read(TrainingRecord)
+    base = {scores.task: scores for scores in found if scores.who == "base"}
+    trained = {scores.task: scores for scores in found if scores.who == "trained"}
+    tasks = {task: (base[task], trained[task]) for task in trained if task in base}
+    warnings = run.read(InitializationReport).warnings if run.has(InitializationReport) else []
     page = render(
         "run.html.jinja",
         recipe=run.recipe,
-        recipe_yaml=run.recipe.to_yaml(),
-        environment=run.read("environment.json"),
+        recipe_yaml=run.recipe.to_yaml(every_key=True),
+        environment=run.read(Environment),
         training=training,
         tasks=tasks,
         warnings=warnings,
-        forgetting=run.read(FORGETTING) if (run.path / FORGETTING).is_file() else None,
-        samples={
-            task: read_samples(folder, task, 5) for task, found in tasks.items() if "settings" in found["trained"]
-        },
-        loss=draw_loss(training["losses"]),
+        forgetting=trained.get(FORGETTING),
+        samples={task: _pair_samples(run, *both) for task, both in tasks.items() if task not in GROUPS},
+        loss=draw_loss(training.losses),
         scores=draw_scores(tasks) if tasks else None,
-        spectra=draw_spectra(run.read("spectra.json"), run.recipe.adapter.rank),
+        spectra=draw_spectra(run.read(Spectra).weights, run.recipe.adapter.rank),
     )
-    path = run.path / "report.html"
-    write_text(path, page)
-    return path
+    write_text(run.report, page)
+    return run.report
+
+
+def _pair_samples(run: RunDirectory, base: Scores, trained: Scores) -> list[Pair]:
+    target, section = target_of_run(run), run.recipe.evaluation
+    (before,), (after,) = (locate_scores(one, trained.task, section) for one in (target.base, target))
+    return [
+        Pair(one, other, _is_right(one, base.primary), _is_right(other, trained.primary))
+        for one, other in list(zip(read_samples(before), read_samples(after), strict=True))[:SHOWN]
+    ]
+
+
+def _is_right(sample: Sample, grader: str) -> bool:
+    return sample.grades[grader].score == 1
 
 
 def render(template: str, **content: Any) -> str:
     """Return a self-contained page of one of this folder's templates."""
-    environment = Environment(
+    templates = Templates(
         loader=PackageLoader("milora", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(template).render(**content)
+    return templates.get_template(template).render(**content)

@@ -2,10 +2,9 @@
 
 import math
 
-from milora.comparison.plan import Comparison
+from milora.comparison.grid import Grid
 from milora.comparison.results import Arm, Results, Tested
-from milora.models.base import EMBEDDED
-from milora.run.recipe import load_recipe
+from milora.models.embedded import EMBEDDED
 
 SIGNIFICANT = 0.05
 
@@ -29,9 +28,9 @@ def say_what_it_shows(results: Results) -> list[str]:
     return said
 
 
-def say_what_it_cannot(results: Results, comparison: Comparison) -> list[str]:
-    """Return what the comparison is no evidence of."""
-    recipe = load_recipe(comparison.recipe, comparison.overrides)
+def say_what_it_cannot(results: Results, grid: Grid) -> list[str]:
+    """Return what the comparison is not evidence of."""
+    recipe, comparison = grid.recipe, grid.comparison
     said = []
     if results.missing:
         said.append(f"{results.missing} runs are not finished: best rates and tests may change.")
@@ -40,7 +39,7 @@ def say_what_it_cannot(results: Results, comparison: Comparison) -> list[str]:
         said.append("One seed: nothing here speaks of new seeds, and there are no intervals over them.")
     elif seeds < 5:
         said.append(f"{seeds} seeds: intervals over seeds are wide, and only large differences can be shown.")
-    if len(results.texts) > 1:
+    if results.texts > 1:
         said.append("Forgetting was not measured on one text for all runs: its figures cannot be compared.")
     said.append(
         f"It is one model, {recipe.model.name}, one training set, {recipe.data.name}, and one budget: "
@@ -51,7 +50,7 @@ def say_what_it_cannot(results: Results, comparison: Comparison) -> list[str]:
     if recipe.model.name == EMBEDDED:
         said.append(
             "The embedded model's weights were once stored in 4 bits: its smallest singular directions are largely "
-            "quantisation noise, which concerns MiLoRA and MiCA most."
+            "quantization noise, which concerns MiLoRA and MiCA most."
         )
     if comparison.differs:
         said.append(f"Not the paper's conditions: {comparison.differs}")

@@ -115,8 +115,7 @@ def _costs(arm: Arm) -> list[str]:
     forgetting = "–" if best.forgetting is None else _spread(best.forgetting, 3)
 
     def show(key: str, form: str, unit: float = 1) -> str:
-        value = costs[key]
-        return "–" if value is None else format(value / unit, form)
+        return format(costs[key] / unit, form)
 
     return [
         forgetting,

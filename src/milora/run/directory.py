@@ -26,12 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from milora.method.errors import MiloraError
 from milora.method.files import write_bytes, write_text
 from milora.method.options import Export
-from milora.run.environment import describe_environment
+from milora.run.environment import Environment, describe_environment
 from milora.run.identity import FORMAT, Identity
 from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import Recipe, load_recipe
@@ -71,22 +72,19 @@ class RecordFolder:
         """
         file = self.path / FILES[kind.__name__]
         try:
-            return _adapter_of(kind).validate_json(file.read_bytes())
+            return TypeAdapter(kind).validate_json(file.read_bytes())
         except ValueError as error:
             reason = str(error).replace("\n", " ")
-            raise MiloraError(f"{file} cannot be read: {reason}", "delete it, and run the same command again") from error
+            raise MiloraError(
+                f"{file} cannot be read: {reason}", "delete it, and run the same command again"
+            ) from error
 
     def write(self, record: Any) -> None:
         """Write a record, if this is the main process of its launch."""
         if is_main_process():
             self.path.mkdir(parents=True, exist_ok=True)
-            content: bytes = _adapter_of(type(record)).dump_json(record, indent=1)
+            content = to_json(record, indent=1, inf_nan_mode="strings")  # JSON has no infinity
             write_bytes(self.path / FILES[type(record).__name__], content + b"\n")
-
-
-def _adapter_of(kind: type[Record]) -> TypeAdapter[Record]:
-    # JSON has no infinity.
-    return TypeAdapter(kind, config=ConfigDict(ser_json_inf_nan="strings"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,18 +169,17 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def locate_run(recipe: Recipe, identity: Identity, root: Path) -> RunDirectory:
-    """Return the recipe's directory under `root`, whether it exists or not."""
+    """Return the recipe's directory under `root`, whether it exists or not; see `create_run`."""
     return RunDirectory(root / f"{recipe.name}-{identity.training}", recipe)
 
 
-def create_run(recipe: Recipe, identity: Identity, root: Path) -> RunDirectory:
-    """Make the recipe's directory under `root`, or return the existing one; the main process makes it."""
-    run = locate_run(recipe, identity, root)
+def create_run(run: RunDirectory) -> RunDirectory:
+    """Make a located run's directory, or complete the existing one; the main process does."""
     if is_main_process():
         run.path.mkdir(parents=True, exist_ok=True)
-        run.write(identity)
-        write_text(run.path / RECIPE, recipe.to_yaml())
-        if not (run.path / FILES["Environment"]).is_file():
+        run.write(Identity(FORMAT, run.path.name.rpartition("-")[2]))
+        write_text(run.path / RECIPE, run.recipe.to_yaml())
+        if not run.has(Environment):
             run.write(describe_environment())
     return run
 

@@ -1,10 +1,11 @@
 """The recipe: everything that decides a run, typed and strict."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
@@ -193,9 +194,26 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         MiloraError: the recipe does not exist, is not valid YAML, or has keys and values that the schema refuses; all
             of them are named at once.
     """
+    with _named(name):
+        settings = read_settings(name, "recipe", RECIPES)
+    return resolve_recipe(name, settings, overrides)
+
+
+def resolve_recipe(name: str, settings: DictConfig, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe that settings, as read from a file called `name`, and overrides give.
+
+    Raises:
+        MiloraError: keys and values that the schema refuses.
+    """
+    with _named(name):
+        merged = OmegaConf.merge(settings, parse_overrides(overrides))
+        return Recipe.model_validate(OmegaConf.to_container(merged, resolve=True))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
     try:
-        settings = OmegaConf.merge(read_settings(name, "recipe", RECIPES), parse_overrides(overrides))
-        return Recipe.model_validate(OmegaConf.to_container(settings, resolve=True))
+        yield
     except ValidationError as error:
         raise MiloraError(
             f"recipe {name}: {explain(error, Recipe)}", "`milora show quickstart` prints every key"

@@ -7,7 +7,7 @@ from trl import SFTConfig
 
 from milora.method.errors import MiloraError
 from milora.run.directory import RunDirectory
-from milora.run.launch import count_processes, name_engine
+from milora.run.launch import count_processes, name_launcher
 from milora.run.recipe import Recipe
 
 
@@ -15,14 +15,14 @@ def make_arguments(run: RunDirectory, *, resumed: bool, evaluated: bool) -> SFTC
     """Return the trainer's arguments; `evaluated` looks at the held-out loss, at the start unless `resumed`.
 
     Raises:
-        MiloraError: the batch cannot be shared out evenly among the processes.
+        MiloraError: the batch cannot be divided evenly among the processes.
     """
     recipe, settings = run.recipe, run.recipe.training
     best = settings.keep == "best"
     micro_batch = micro_batch_size(recipe)
     # Alone, the model computes in its own dtype, adapters in float32, and full fine-tuning's float32 weights under
     # autocast. DeepSpeed knows one dtype for all that it holds, and keeps float32 copies of what it trains.
-    mixed = recipe.adapter.method == "full" or name_engine().startswith("zero")
+    mixed = recipe.adapter.method == "full" or name_launcher().startswith("zero")
     return SFTConfig(
         output_dir=str(run.checkpoints),
         seed=recipe.seed,
@@ -65,21 +65,22 @@ def micro_batch_size(recipe: Recipe) -> int:
     """Return the rows of a forward pass on each process: at most the recipe's, and at most its share of the batch.
 
     Raises:
-        MiloraError: the batch cannot be shared out evenly.
+        MiloraError: the batch cannot be divided evenly.
     """
     settings, processes = recipe.training, count_processes()
     share, rest = divmod(settings.batch_size, processes)
     if rest:
         raise MiloraError(
-            f"training.batch_size {settings.batch_size} is that of all {processes} processes together, and no multiple",
+            f"training.batch_size {settings.batch_size} is that of all {processes} processes together, and is not a "
+            f"multiple of {processes}",
             f"set training.batch_size={settings.batch_size + processes - rest}, or launch a number that divides it",
         )
     micro_batch = min(settings.micro_batch_size or share, share)
     if share % micro_batch:
         divisor = max(size for size in range(1, micro_batch) if share % size == 0)
         raise MiloraError(
-            f"each of {processes} processes has {share} of training.batch_size {settings.batch_size} rows, no multiple "
-            f"of training.micro_batch_size {micro_batch}",
+            f"each of {processes} processes has {share} of training.batch_size {settings.batch_size} rows, and "
+            f"training.micro_batch_size {micro_batch} does not divide that",
             f"set training.micro_batch_size={divisor}",
         )
     return micro_batch

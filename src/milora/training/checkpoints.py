@@ -1,4 +1,4 @@
-"""Checkpoints that training can go on from."""
+"""Checkpoints that training can resume from."""
 
 import shutil
 from pathlib import Path
@@ -7,11 +7,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from milora.method.errors import MiloraError
-from milora.run.directory import list_versions
-from milora.method.files import read_json, write_json
-from milora.run.launch import count_processes, is_main_process, name_engine, wait_for_all
-
-COMPLETE = "complete.json"  # says that a checkpoint was written whole, its files, and by what
+from milora.run.directory import CHECKPOINT, RecordFolder
+from milora.run.environment import list_versions
+from milora.run.launch import count_processes, is_main_process, name_launcher, wait_for_all
+from milora.run.records import CheckpointMark
 
 
 class CompletionMark(TrainerCallback):
@@ -20,59 +19,65 @@ class CompletionMark(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         wait_for_all()
         if is_main_process():
-            checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            checkpoint = Path(str(args.output_dir)) / f"{CHECKPOINT}{state.global_step}"
             files = sorted(str(file.relative_to(checkpoint)) for file in checkpoint.rglob("*") if file.is_file())
-            write_json(checkpoint / COMPLETE, {**_launch(), "versions": list_versions(), "files": files})
+            mark = CheckpointMark(name_launcher(), count_processes(), list_versions(), files)
+            RecordFolder(checkpoint).write(mark)
 
 
 def find_checkpoint(folder: Path, planned: int) -> Path | None:
-    """Return the last checkpoint that training can go on from, None if there is none.
+    """Return the last checkpoint that training can resume from, None if there is none.
 
-    What it cannot go on from is deleted, lest the trainer's own rotation counts it: a checkpoint which a killed process
-    left half-written or half-deleted, and the last step's: resumed there, in the middle of an epoch, the trainer takes
-    one step more.
+    Others are deleted, so that the trainer's rotation does not count them: a checkpoint that a killed process left
+    half-written or half-deleted, and that of the last of the `planned` steps: resumed there, in the middle of an epoch,
+    the trainer takes one step more.
 
     Raises:
-        MiloraError: the checkpoint is of another engine, of other versions of the libraries, or of another number of
-            processes where its state is shared out among them.
+        MiloraError: the checkpoint was written under another launcher, by other versions of the libraries, or by a
+            different number of processes that sharded its state.
     """
     if is_main_process():
-        for path in folder.glob("checkpoint-*"):
+        for path in folder.glob(f"{CHECKPOINT}*"):
             if not _is_whole(path) or step_of(path) >= planned:
                 shutil.rmtree(path)
     wait_for_all()
-    last = max(folder.glob("checkpoint-*"), key=step_of, default=None)
+    last = max(folder.glob(f"{CHECKPOINT}*"), key=step_of, default=None)
     if last:
-        wrote, now = read_json(last / COMPLETE), _launch()
-        is_other_number = wrote["processes"] != now["processes"]
-        if wrote["engine"] != now["engine"] or (is_other_number and now["engine"] != "ddp"):
-            raise MiloraError(
-                f"{last} was written under {wrote['engine']} by {wrote['processes']} processes, "
-                f"and these are {now['processes']} under {now['engine']}",
-                f"launch it as it was launched, or delete {folder} to start over",
-            )
-        current = list_versions()
-        others = [f"{name} {version}" for name, version in wrote["versions"].items() if current.get(name) != version]
-        if others:
-            raise MiloraError(
-                f"{last} was written with {', '.join(others)}, and going on with other versions would mix the two",
-                f"install what it was written with, or delete {folder} to start over",
-            )
+        _check_launch(last, RecordFolder(last).read(CheckpointMark))
     return last
 
 
+def _check_launch(checkpoint: Path, mark: CheckpointMark) -> None:
+    launcher, processes = name_launcher(), count_processes()
+    if mark.launcher != launcher or (mark.processes != processes and launcher != "ddp"):
+        raise MiloraError(
+            f"{checkpoint} was written under {mark.launcher} by {mark.processes} processes, "
+            f"and these are {processes} under {launcher}",
+            f"launch it as it was launched, or delete {checkpoint.parent} to start over",
+        )
+    current = list_versions()
+    others = [f"{name} {version}" for name, version in mark.versions.items() if current.get(name) != version]
+    if others:
+        raise MiloraError(
+            f"{checkpoint} was written with {', '.join(others)}, and resuming with other versions would mix the two",
+            f"install what it was written with, or delete {checkpoint.parent} to start over",
+        )
+
+
 def _is_whole(checkpoint: Path) -> bool:
-    mark = checkpoint / COMPLETE
-    return mark.is_file() and all((checkpoint / name).is_file() for name in read_json(mark)["files"])
+    folder = RecordFolder(checkpoint)
+    return folder.has(CheckpointMark) and all(
+        (checkpoint / name).is_file() for name in folder.read(CheckpointMark).files
+    )
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+    return int(checkpoint.name.removeprefix(CHECKPOINT))
 
 
 def check_space(folder: Path, model: PreTrainedModel | PeftModel) -> None:
     """Raise unless the disk has room for the run."""
-    # A checkpoint holds the factors, as many initial ones and two moments; three may stand at once, then the exports.
+    # A checkpoint has the factors, as many initial ones, and two moments; up to three exist at once, then the exports.
     needed = 16 * 4 * model.num_parameters(only_trainable=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -80,7 +85,3 @@ def check_space(folder: Path, model: PreTrainedModel | PeftModel) -> None:
             f"{folder} has {free / 1e6:.0f} MB of free disk space, and this run may need {needed / 1e6:.0f} MB",
             "free some, lower adapter.rank, or choose another folder with --runs",
         )
-
-
-def _launch() -> dict[str, object]:
-    return {"engine": name_engine(), "processes": count_processes()}

@@ -15,9 +15,9 @@ from milora.data.tokens import IGNORED
 
 
 class RecipeTrainer(SFTTrainer):
-    """Whatever engine shares the model out, the loss, its trajectory and what is saved are one process' alone.
+    """Under every launcher, the loss, its trajectory and what is saved are those of one process.
 
-    `loraplus_ratio` is the learning rate of LoRA+'s B over A's; None: the trainer's own AdamW.
+    `loraplus_ratio` is the learning rate of LoRA+'s B over A's; None means the trainer's own AdamW.
     """
 
     def __init__(self, *, loraplus_ratio: float | None, **arguments: Any) -> None:
@@ -25,7 +25,7 @@ class RecipeTrainer(SFTTrainer):
         self.loraplus_ratio = loraplus_ratio
         for parameter in self.model.parameters():
             if parameter.requires_grad:
-                # On a quantised base TRL has made it bfloat16, in which most of AdamW's steps on factors that do not
+                # On a quantized base TRL has made it bfloat16, in which most of AdamW's steps on factors that do not
                 # start at zero round away.
                 parameter.data = parameter.data.float()
 
@@ -44,9 +44,9 @@ class RecipeTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """The same, without the loss of rows that an epoch has twice.
+        """As TRL's, without the loss of rows that an epoch contains twice.
 
-        Where rows are left over, accelerate fills the last batch of all processes with an epoch's first ones.
+        If rows are left over, accelerate fills the last batch of all processes with the epoch's first ones.
         """
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         rows = self.args.per_device_train_batch_size
@@ -67,14 +67,14 @@ class RecipeTrainer(SFTTrainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter whole, its initial factors too, which ZeRO-3 would leave out as frozen."""
+        """Write the adapter unsharded, with its initial factors, which ZeRO-3 would leave out as frozen."""
         if isinstance(self.model, PeftModel):
             self._save(output_dir, state_dict=self.gather_state())
         else:
             super().save_model(output_dir, _internal_call)
 
     def gather_state(self) -> dict[str, Tensor]:
-        """Return an adapter's tensors, or those of a fully tuned model, whole, on the main process; all must ask."""
+        """Return an adapter's tensors, or those of a fully tuned model, unsharded; every process must call it."""
         if not isinstance(self.model, PeftModel):
             return self.accelerator.get_state_dict(self.model_wrapped)  # type: ignore[no-any-return]
         parameters = {name: tensor for name, tensor in self.model.named_parameters() if "lora_" in name}
@@ -82,7 +82,7 @@ class RecipeTrainer(SFTTrainer):
             return {name: _whole(tensor).detach().to("cpu", copy=True) for name, tensor in parameters.items()}
 
     def close(self) -> None:
-        """Models loaded from here on are whole on each process: transformers would shard them as the trained one."""
+        """Let models be loaded whole from here on; transformers would shard them as the trained one."""
         unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 

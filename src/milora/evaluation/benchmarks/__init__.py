@@ -1,6 +1,7 @@
 """The benchmarks by name, and the groups of them."""
 
 from milora.evaluation.benchmarks.arithmetic import ARITHMETIC
+from milora.evaluation.benchmarks.benchmark import Benchmark as Benchmark
 from milora.evaluation.benchmarks.commonsense import COMMONSENSE
 from milora.evaluation.benchmarks.gsm8k import GSM8K
 from milora.evaluation.benchmarks.humaneval import HUMANEVAL

@@ -1,4 +1,4 @@
-"""The harness' model in this process, without the work that no completion needs."""
+"""lm-eval's model in this process, without the work that no completion needs; all of lm-eval's private API is here."""
 
 from typing import Any
 

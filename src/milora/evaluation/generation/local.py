@@ -1,7 +1,7 @@
-"""Engines: what turns prompts into completions, here a model in this process."""
+"""Completions by a model in this process."""
 
 from collections.abc import Container, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import torch
 from lm_eval.api.instance import Instance
@@ -9,26 +9,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from milora.evaluation.generation.generator import Generator
+from milora.evaluation.generation.request import Decoding, Request
 from milora.method.errors import MiloraError
 from milora.run.launch import processes
 
-AUTOMATIC = {"cpu": 32, "cuda": 64}
+AUTOMATIC = {"cpu": 32, "cuda": 64}  # prompts at a time, by device
 
 
-class Request(NamedTuple):
-    """A prompt and its decoding, in the harness' generation keywords."""
-
-    prompt: str
-    decoding: dict[str, Any]
-
-
-class Engine(Protocol):
-    """Completes requests, and gives the completions, by index, as they come; what is `done` already may be left out."""
-
-    def complete(self, requests: Sequence[Request], done: Container[int]) -> Iterator[dict[int, str]]: ...
-
-
-class LocalEngine:
+class LocalBackend:
     """A model in this process: in eval mode, batches sorted by length, left-padded under an attention mask.
 
     Batches are cut from all requests, whatever is done and however many processes share them: a completion does not
@@ -52,15 +40,21 @@ class LocalEngine:
         )
 
     def complete(self, requests: Sequence[Request], done: Container[int]) -> Iterator[dict[int, str]]:
-        lengths = [len(self.harness.tok_encode(request.prompt)) for request in requests]
+        lengths = [self.count_tokens(request.prompt) for request in requests]
         order = sorted(range(len(requests)), key=lambda index: (-lengths[index], index))
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         for batch in batches[self.processes.process_index :: self.processes.num_processes]:
             if any(index not in done for index in batch):
                 yield dict(zip(batch, self._generate([requests[index] for index in batch]), strict=True))
 
+    def count_tokens(self, text: str) -> int:
+        return len(self.harness.tok_encode(text))
+
     def _generate(self, batch: list[Request]) -> list[str]:
-        instances = [Instance("generate_until", {}, tuple(request), index) for index, request in enumerate(batch)]
+        instances = [
+            Instance("generate_until", {}, (request.prompt, _as_keywords(request.decoding)), index)
+            for index, request in enumerate(batch)
+        ]
         try:
             completions: list[str] = self.harness.generate_until(instances, disable_tqdm=True)
             return completions
@@ -70,3 +64,13 @@ class LocalEngine:
         torch.cuda.empty_cache()
         half = len(batch) // 2
         return self._generate(batch[:half]) + self._generate(batch[half:])
+
+
+def _as_keywords(decoding: Decoding) -> dict[str, Any]:
+    """The harness's generation keywords."""
+    return {
+        "until": list(decoding.stops),
+        "max_gen_toks": decoding.max_new_tokens,
+        "do_sample": False,
+        "num_beams": decoding.beams,
+    }

@@ -1,4 +1,4 @@
-"""The engine behind an OpenAI-compatible completions endpoint, such as vLLM's."""
+"""Completions by an OpenAI-compatible endpoint, such as vLLM's."""
 
 import os
 from collections.abc import Container, Iterator, Sequence
@@ -7,20 +7,20 @@ from typing import Any
 
 import openai
 
-from milora.evaluation.generation.local import Request
+from milora.evaluation.generation.request import Request
 from milora.method.errors import MiloraError
 
 TIMEOUT = 600.0
 RETRIES = 5
 
 
-class ServerEngine:
+class ServerBackend:
     """Asks `model` at `url` (…/v1), `concurrency` prompts at a time, each until it is answered once.
 
     Beams are asked for as vLLM takes them (`use_beam_search`, `n`). An OPENAI_API_KEY in the environment is sent.
 
     Raises:
-        MiloraError: no server answers there, or it does not serve `model`.
+        MiloraError: no server answers at `url`, or it does not serve `model`.
     """
 
     def __init__(self, url: str, model: str, concurrency: int = 16) -> None:
@@ -54,16 +54,19 @@ class ServerEngine:
                 "what was answered is kept; run the same command again for the rest",
             )
 
+    def count_tokens(self, text: str) -> None:
+        """A server does not say how it tokenizes."""
+
     def _ask(self, request: Request) -> str:
-        beams = request.decoding["num_beams"]
-        extra: dict[str, Any] = {"use_beam_search": True} if beams > 1 else {}
+        decoding = request.decoding
+        extra: dict[str, Any] = {"use_beam_search": True} if decoding.beams > 1 else {}
         answer = self.client.completions.create(
             model=self.model,
             prompt=request.prompt,
-            max_tokens=request.decoding["max_gen_toks"],
-            stop=request.decoding["until"] or None,
+            max_tokens=decoding.max_new_tokens,
+            stop=list(decoding.stops) or None,
             temperature=0.0,
-            n=beams,
+            n=decoding.beams,
             extra_body=extra,
         )
         return answer.choices[0].text

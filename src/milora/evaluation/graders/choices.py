@@ -25,7 +25,7 @@ def official_choice(words: tuple[str, ...]) -> Callable[[str, str], Grade]:
 
     def grade(completion: str, gold: str) -> Grade:
         found = pattern.search(completion.split("### Response:")[0])
-        return Grade(found and found[0], found is not None and found[0] == _gold(gold))
+        return Grade(found and found[0], float(found is not None and found[0] == _gold(gold)))
 
     return grade
 
@@ -57,7 +57,7 @@ def corrected_choice(words: tuple[str, ...]) -> Callable[[str, str], Grade]:
 
     def grade(completion: str, gold: str) -> Grade:
         answer = read(completion)
-        return Grade(answer, answer is not None and answer == _gold(gold))
+        return Grade(answer, float(answer is not None and answer == _gold(gold)))
 
     return grade
 

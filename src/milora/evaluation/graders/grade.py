@@ -14,16 +14,16 @@ MEMORY = 4 * 2**30  # bytes of address space for each grading process
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """The answer as it was read, None where none can be read, and whether it is right."""
+    """The answer as it was read, None if none can be read, and its score: 1 if it is right, 0 if it is wrong."""
 
     answer: str | None
-    correct: bool
+    score: float
 
 
 def grade_within(grader: Callable[[str, str], Grade], pairs: Sequence[tuple[str, str]], seconds: float) -> list[Grade]:
     """Grade (completion, gold) pairs in processes that are killed when one pair takes longer than `seconds`.
 
-    What runs out of time or memory, or raises, or takes its process down, is not correct; the others are not touched.
+    What runs out of time or memory, raises, or takes its process down scores 0; the others are not touched.
     """
     workers = min(os.cpu_count() or 1, len(pairs)) or 1
     context = get_context("spawn")  # the parent may hold threads and a GPU
@@ -40,8 +40,8 @@ def _confine(grader: Callable[[str, str], Grade]) -> None:
 
 
 def _result(future: Future[Grade]) -> Grade:
-    """The verdict; what a parser raises on a model's text is no verdict, but a missing library is no model's fault."""
+    """The grade; what a parser raises on a model's text scores 0, but a missing library is not the model's fault."""
     error = future.exception()
     if isinstance(error, ImportError):
         raise error
-    return Grade(None, False) if error else future.result()
+    return Grade(None, 0.0) if error else future.result()

@@ -69,14 +69,14 @@ def official_mathematics(completion: str, gold: str) -> Grade:
     """
     _, marker, stated = completion.rpartition("The answer is: ")
     if not marker:
-        return Grade(None, False)
+        return Grade(None, 0.0)
     stated = stated.split(".\n")[0].strip().removesuffix(".").strip()
     try:
         found, expected = normalize(stated), normalize(gold)
         correct = found == expected or _official_equal(found, expected)
     except (AssertionError, IndexError, ValueError):
         correct = _official_equal(stated, stated) or stated == gold
-    return Grade(stated, correct)
+    return Grade(stated, float(correct))
 
 
 def corrected_mathematics(completion: str, gold: str) -> Grade:
@@ -86,17 +86,17 @@ def corrected_mathematics(completion: str, gold: str) -> Grade:
     """
     answer = _stated(completion.split(NEXT_PROMPT)[0])
     if not answer:
-        return Grade(None, False)
+        return Grade(None, 0.0)
     in_words = same_words(answer, gold)
     found, expected = translate(answer), translate(gold)
     if in_words is not None or found is None or expected is None:
-        return Grade(answer, in_words or answer == gold)
+        return Grade(answer, float(in_words or answer == gold))
     if found == expected:
-        return Grade(answer, True)
+        return Grade(answer, 1.0)
     if not may_be_same(found, expected):
-        return Grade(answer, False)
+        return Grade(answer, 0.0)
     sides = numeric_sides(found) if "=" not in expected else []
-    return Grade(answer, all(_same(side, expected) for side in (found, *sides)))
+    return Grade(answer, float(all(_same(side, expected) for side in (found, *sides))))
 
 
 def _same(found: str, expected: str) -> bool:

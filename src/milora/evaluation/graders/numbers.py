@@ -47,9 +47,9 @@ def official_number(completion: str, gold: str) -> Grade:
     """
     read = _official_read(completion)
     if read is None:
-        return Grade(None, False)
+        return Grade(None, 0.0)
     expected = int(gold.rpartition(MARKER)[2].strip().replace(",", ""))
-    return Grade(str(read), is_officially_close(float(read), expected))
+    return Grade(str(read), float(is_officially_close(float(read), expected)))
 
 
 def is_officially_close(found: float, expected: float) -> bool:
@@ -78,7 +78,8 @@ def _official_read(completion: str) -> int | None:
 def corrected_number(completion: str, gold: str) -> Grade:
     """Grade by exact rational equality of the number after the last "The answer is:"."""
     answer = extract_answer(completion)
-    return Grade(None if answer is None else str(answer), answer is not None and answer == extract_answer(gold))
+    is_right = answer is not None and answer == extract_answer(gold)
+    return Grade(None if answer is None else str(answer), float(is_right))
 
 
 def extract_answer(text: str) -> Fraction | None:

@@ -9,9 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from milora.method.disk.start import ADAPTER, RECORD, hash_file
+from milora.method.disk.start import ADAPTER, RECORD
 from milora.method.errors import MiloraError
-from milora.method.export import ExportReport, write_lora
+from milora.method.export import ExportReport, combine_updates, write_lora
+from milora.method.files import hash_file
 from milora.method.variant import join_factors
 
 SHAPING = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "bias")
@@ -78,7 +79,7 @@ def convert_adapter(path: Path, trained: Path, initial: Path, *, rank: int | Non
         up, down = join_factors(A, B, A0, B0)
         updates[name] = up * scaling, down
     config.base_model_name_or_path = content["options"]["model"]
-    return write_lora(path, state, config, updates, rank)
+    return write_lora(path, combine_updates(state, config, updates, rank))
 
 
 def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:

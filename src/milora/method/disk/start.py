@@ -16,7 +16,6 @@ found so far, in whole/ the files that are ready, in rounding/ what each finishe
 
 import hashlib
 import json
-import os
 import shutil
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -28,13 +27,14 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from tqdm import tqdm
 from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
 
-from milora.method.initialization import LayerReport, find_warnings, report_layer
-from milora.method.factors import Choice, decompose_layers
 from milora.method.disk.shards import Checkpoint, create_tensors, open_checkpoint, overwriting, read_tensor
 from milora.method.disk.stored import StoredWeights, find_weights
 from milora.method.errors import MiloraError
-from milora.method.options import Form
+from milora.method.factors import Choice, decompose_layers
+from milora.method.files import hash_file, write_bytes
+from milora.method.initialization import LayerReport, find_warnings, report_layer
 from milora.method.layers import MARK, fitting_layers
+from milora.method.options import Form
 from milora.method.variant import INITIAL_A, INITIAL_B, subtract_product
 
 ADAPTER = "adapter"
@@ -125,7 +125,7 @@ class _Work:
         self._write_config(adapter, config, init_lora_weights=True, base_model_name_or_path=str(output.resolve()))
         for file in checkpoint.companions:
             if file.name not in LAST:
-                _put(self.whole / file.name, file.read_bytes())
+                write_bytes(self.whole / file.name, file.read_bytes())
         record = {
             "options": options,
             "warnings": find_warnings(reports, self.choice.weighting) + _warn_of_rounding(errors),
@@ -134,7 +134,7 @@ class _Work:
             "scaling": {name: layer.scaling["default"] for name, layer in self.weights.layers.items()},
         }
         self._write_record(reports, record)
-        _put(self.whole / MODEL_CONFIG_NAME, (checkpoint.folder / MODEL_CONFIG_NAME).read_bytes())
+        write_bytes(self.whole / MODEL_CONFIG_NAME, (checkpoint.folder / MODEL_CONFIG_NAME).read_bytes())
 
     def _write_factors(self, path: Path, jobs: int, cache: Path | None) -> dict[str, LayerReport]:
         """Write the factors as an adapter's tensors, each when it is found, in the dtype of the adapter's layers."""
@@ -173,7 +173,7 @@ class _Work:
             if not target.is_file():
                 temporary = target.with_name(f".{shard}")
                 shutil.copyfile(self.weights.checkpoint.folder / shard, temporary)
-                _put(lost, json.dumps(self._subtract(shard, factors, temporary)).encode())
+                write_bytes(lost, json.dumps(self._subtract(shard, factors, temporary)).encode())
                 temporary.replace(target)
             errors |= json.loads(lost.read_bytes())
         return errors
@@ -191,7 +191,7 @@ class _Work:
 
     def _write_record(self, reports: dict[str, LayerReport], record: dict[str, Any]) -> None:
         record["layers"] = {name: asdict(report) for name, report in reports.items()}
-        _put(self.whole / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
+        write_bytes(self.whole / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
 
     def _write_config(self, folder: Path, config: LoraConfig, **changes: Any) -> None:
         config = deepcopy(config)
@@ -201,7 +201,7 @@ class _Work:
         for name, value in changes.items():
             setattr(config, name, value)
         config.save_pretrained(str(self.unfinished))
-        _put(folder / CONFIG_NAME, (self.unfinished / CONFIG_NAME).read_bytes())
+        write_bytes(folder / CONFIG_NAME, (self.unfinished / CONFIG_NAME).read_bytes())
 
 
 def _warn_of_rounding(errors: dict[str, float]) -> list[str]:
@@ -262,18 +262,3 @@ def _move(whole: Path, output: Path) -> None:
         target = output / file.relative_to(whole)
         target.parent.mkdir(exist_ok=True)
         file.replace(target)
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Write a file that is whole or not there."""
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

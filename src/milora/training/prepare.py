@@ -1,0 +1,147 @@
+"""A recipe → everything that the trainer needs: rows as tokens, the model with its adapter, a checkpoint to resume."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import datasets
+import torch
+from peft import PeftModel
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from milora.data.rows import list_files, load_training_rows
+from milora.data.templates import resolve_template
+from milora.data.tokens import tokenize_rows
+from milora.method.errors import MiloraError
+from milora.method.loading import load_milora
+from milora.models.base import load_model, load_tokenizer
+from milora.models.methods import Course, add_adapter, check_targets
+from milora.run.directory import RunDirectory, locate_run
+from milora.run.identity import identify
+from milora.run.launch import fail_together, is_main_process, name_launcher
+from milora.run.recipe import Recipe
+from milora.run.records import Start, TokenReport
+from milora.training.arguments import count_steps, micro_batch_size
+from milora.training.checkpoints import check_space, find_checkpoint
+
+Trained: TypeAlias = PreTrainedModel | PeftModel
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Token ids and labels of the rows to train on, and of the held-out ones, None if there are none."""
+
+    train: datasets.Dataset
+    held_out: datasets.Dataset | None
+    report: TokenReport
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What a training starts from; `checkpoint` is where it resumes, None at its start.
+
+    `trainable` and `total` count parameters, before a launcher shards them.
+    """
+
+    model: Trained
+    trainable: int
+    total: int
+    tokenizer: PreTrainedTokenizerBase
+    rows: Rows
+    checkpoint: Path | None
+
+
+def locate(recipe: Recipe, root: Path) -> RunDirectory:
+    """Return the run directory of a recipe under `root`, whether it exists or not.
+
+    Raises:
+        MiloraError: a local data file does not exist.
+    """
+    return locate_run(recipe, identify(recipe, list_files(recipe.data)), root)
+
+
+def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
+    """Load rows and model, and start or resume the adapter. Seeds are set before the adapter is made.
+
+    `cache` is a folder of factors; see `decompose_layers`.
+
+    Raises:
+        MiloraError: what the recipe names does not exist or does not fit, or the launch does not fit.
+    """
+    recipe = run.recipe
+    _check_launcher(recipe)
+    micro_batch = micro_batch_size(recipe)
+    is_full = recipe.adapter.method == "full"
+    with fail_together():
+        check_targets(recipe.model, recipe.adapter)
+        tokenizer = load_tokenizer(recipe.model)
+        rows = _tokenize(recipe, tokenizer)
+        set_seed(recipe.seed)
+        # Full fine-tuning keeps its weights in float32: in bfloat16 most of its small steps would round away.
+        base = load_model(recipe.model.model_copy(update={"dtype": "float32"}) if is_full else recipe.model)
+    planned = count_steps(recipe, len(rows.train))
+    if recipe.adapter.method == "adalora" and is_main_process():
+        # PEFT does not save the allocator: a killed run starts over, and ends the same.
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    checkpoint = find_checkpoint(run.checkpoints, planned)
+    course = Course(planned, rows.train, DataCollatorForSeq2Seq(tokenizer), micro_batch)
+    model = _start(run, base, checkpoint, course, cache)
+    with fail_together():
+        check_space(run.path, model)
+    trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
+    return Preparation(model, trainable, total, tokenizer, rows, checkpoint)
+
+
+def _tokenize(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    template, settings = resolve_template(recipe.data.template, lambda: tokenizer), recipe.training
+    train, held_out = load_training_rows(recipe.data)
+    tokenize = partial(
+        tokenize_rows,
+        template=template,
+        tokenizer=tokenizer,
+        max_length=settings.max_length,
+        loss_on=settings.loss_on,
+    )
+    train, report = tokenize(train)
+    return Rows(train, tokenize(held_out)[0] if len(held_out) else None, report)
+
+
+def _start(
+    run: RunDirectory, base: PreTrainedModel, checkpoint: Path | None, course: Course, cache: Path | None
+) -> Trained:
+    recipe = run.recipe
+    if checkpoint is not None and recipe.adapter.has_initial_factors:
+        return load_milora(base, checkpoint, form=recipe.adapter.form, is_trainable=True)
+    started = time.perf_counter()
+    model: Trained = base
+    if recipe.adapter.method != "full":
+        model, report = add_adapter(
+            base, recipe.adapter, recipe.seed, jobs=torch.get_num_threads(), cache=cache, course=course
+        )
+        if report is not None:
+            run.write(report)
+    if checkpoint is None:
+        run.write(Start(time.perf_counter() - started))
+    return model
+
+
+def _check_launcher(recipe: Recipe) -> None:
+    launcher = name_launcher()
+    if launcher == "fsdp1":
+        raise MiloraError(
+            "FSDP's first version is not supported", "set fsdp_version: 2, as `milora launcher fsdp2` does"
+        )
+    if launcher == "ddp":
+        return
+    if recipe.adapter.method == "adalora":
+        raise MiloraError(
+            f"AdaLoRA reads whole gradients, which {launcher} shards", "launch it with ddp, or on one process"
+        )
+    if recipe.model.quantization:
+        raise MiloraError(
+            f"model.quantization={recipe.model.quantization}: {launcher} does not shard quantized weights",
+            "launch it with ddp, or on one process",
+        )

@@ -1,0 +1,89 @@
+"""What training leaves behind: the trained weights, and the record of how they came about."""
+
+import math
+import resource
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from milora.method.analysis import measure_change, measure_full_change
+from milora.models.base import attach_adapter, load_model
+from milora.run.directory import RunDirectory
+from milora.run.launch import count_processes, name_launcher
+from milora.run.records import ParameterCounts, Start, StepLoss, TrainingRecord
+from milora.training.checkpoints import step_of
+from milora.training.prepare import Preparation, Trained
+from milora.training.trainer import RecipeTrainer
+
+
+def record_training(
+    run: RunDirectory,
+    prepared: Preparation,
+    trainer: RecipeTrainer,
+    state: dict[str, Tensor],
+    seconds: float,
+    held_out_loss: float | None,
+) -> None:
+    """Save the trained weights `state`, then the record, which says that training is complete.
+
+    `seconds` is the time since the start or resume, `held_out_loss` the one at the end.
+    """
+    change = _save(run, prepared.model, state, prepared.tokenizer)
+    resumed_at = step_of(prepared.checkpoint) if prepared.checkpoint else 0
+    steps, history = trainer.state.global_step, trainer.state.log_history
+    first = next((entry["eval_loss"] for entry in history if "eval_loss" in entry), None)
+    record = TrainingRecord(
+        seconds=seconds,
+        resumed_at=resumed_at,
+        steps=steps,
+        seconds_per_step=seconds / (steps - resumed_at),
+        tokens_per_step=trainer.state.num_input_tokens_seen / steps,
+        initialization_seconds=run.read(Start).initialization_seconds,
+        processes=count_processes(),
+        launcher=name_launcher(),
+        peak_memory=_peak_memory(),
+        weight_change=change,
+        kept_step=trainer.state.best_global_step or steps,
+        data=prepared.rows.report,
+        parameters=ParameterCounts(prepared.trainable, prepared.total, _count_stored(run.trained)),
+        held_out_loss=None if first is None or held_out_loss is None else (first, held_out_loss),
+        losses=[StepLoss(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
+    )
+    run.write(record)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _save(run: RunDirectory, model: Trained, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> float:
+    """Write the adapter, or a fully tuned model in the dtype in which its base is loaded; return ‖ΔW‖."""
+    section, adapter = run.recipe.model, run.recipe.adapter
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(run.adapter), state_dict=state)
+        is_whole = name_launcher() in ("ddp", "zero1", "zero2")
+        return measure_change(model if is_whole else attach_adapter(load_model(section), run.adapter, adapter.form))
+    tuned = load_model(section.model_copy(update={"dtype": "float32"}))
+    tuned.load_state_dict(state)
+    change = measure_full_change(tuned, load_model(section))
+    tuned.to(getattr(torch, section.dtype)).save_pretrained(str(run.model))
+    tokenizer.save_pretrained(str(run.model))
+    return change
+
+
+def _count_stored(folder: Path) -> int:
+    """Numbers in what was saved, initial factors included."""
+    stored = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return stored
+
+
+def _peak_memory() -> int:
+    """Bytes of this process: allocated on the GPU, or all of them if there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
