@@ -69,7 +69,10 @@ def list_() -> None:
 
 @app.command()
 def launcher(name: Annotated[str, typer.Argument(metavar="NAME", help="ddp, fsdp2, zero2, or zero3.")]) -> None:
-    """Print the path of a launcher's configuration, for accelerate launch --config_file."""
+    """Print the path of a configuration for accelerate launch.
+
+    accelerate launch --config_file "$(milora launcher zero2)" --num_processes 8 -m milora run RECIPE
+    """
     from milora.run.launch import locate_launcher
 
     typer.echo(locate_launcher(name))
@@ -77,7 +80,7 @@ def launcher(name: Annotated[str, typer.Argument(metavar="NAME", help="ddp, fsdp
 
 @app.command()
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Print every key of a recipe, with its defaults and overrides resolved."""
+    """Print every key of a recipe, defaults and overrides resolved."""
     from milora.run.recipe import load_recipe
 
     typer.echo(load_recipe(recipe, overrides or []).to_yaml(every_key=True), nl=False)
@@ -96,7 +99,7 @@ def init(
     jobs: Annotated[int | None, typer.Option(min=1, help="Weights decomposed at a time; default: all cores.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A folder that keeps factors for other runs.")] = None,
 ) -> None:
-    """Write the untrained adapter of a checkpoint, for any trainer to start from.
+    """Write the untrained adapter of a checkpoint, for any trainer.
 
     The checkpoint is read from its safetensors, one weight at a time per job, and may be larger than memory. A killed
     command resumes where it stopped.
@@ -152,7 +155,10 @@ def evaluate_(
         bool, typer.Option("--allow-code-execution", help="Let humaneval run programs that the model writes.")
     ] = False,
 ) -> None:
-    """Score a model on benchmarks. Existing scores are kept, and a killed evaluation resumes."""
+    """Score a run, an adapter, or a model on benchmarks.
+
+    Existing scores are kept, and a killed evaluation resumes.
+    """
     from milora.evaluation.evaluate import evaluate
     from milora.evaluation.scores import format_table
     from milora.evaluation.target import resolve_target
@@ -190,7 +196,9 @@ def export(
     ] = None,
     initial: Annotated[Path | None, typer.Option(help="The residual model that the adapter RUN started from.")] = None,
 ) -> None:
-    """Write a trained run as an ordinary LoRA, a merged model, or the paper's residual model and adapter.
+    """Write a trained run in a form that other tools load.
+
+    The forms are an ordinary LoRA, a merged model, and the paper's residual model with its adapter.
 
     With --initial: convert an adapter that another trainer made on a residual model from milora init into an ordinary
     LoRA for the original model.
@@ -207,7 +215,7 @@ def export(
 
 @app.command("run")
 def run_(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = RUNS) -> None:
-    """Train, evaluate, export, and report: the main job in one command."""
+    """Train, evaluate, export, and report: the main job."""
     from milora.evaluation.scores import format_table
     from milora.pipeline import locate_recipe, run_all
 
@@ -215,6 +223,18 @@ def run_(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = RUNS) ->
     if finished is not None:
         typer.echo(format_table(finished.scores))
         typer.echo(f"exported {finished.exported}\nreport   {finished.report}")
+
+
+@app.command("runs")
+def runs_(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="The folder that contains run directories.")
+    ] = RUNS,
+) -> None:
+    """List the runs of a folder, with their state and results."""
+    from milora.report.runs import format_runs, list_runs
+
+    typer.echo(format_runs(list_runs(folder)))
 
 
 @app.command("compare")
@@ -229,7 +249,10 @@ def compare_(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and what it costs.")] = False,
     runs: Runs = RUNS,
 ) -> None:
-    """Compare methods, each at its own best learning rate. Finished runs are kept, and a killed comparison resumes."""
+    """Compare methods, each at its own best learning rate.
+
+    Finished runs are kept, and a killed comparison resumes.
+    """
     from milora.comparison.grid import describe_cost, plan_grid
     from milora.comparison.plan import load_comparison
 

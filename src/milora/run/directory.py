@@ -123,6 +123,10 @@ class RunDirectory(RecordFolder):
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint of the highest step, whether it is whole or not; None if there is none."""
+        return max(self.checkpoints.glob(f"{CHECKPOINT}*"), key=step_of, default=None)
+
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
@@ -130,6 +134,10 @@ class RunDirectory(RecordFolder):
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
+
+    def score_folders(self, who: str) -> list[ScoreFolder]:
+        """Every task under every setting that `who` was scored on."""
+        return [ScoreFolder(path) for path in sorted((self.evaluation / who).glob("*/*"))]
 
     @property
     def report(self) -> Path:
@@ -145,6 +153,11 @@ class RunDirectory(RecordFolder):
     @property
     def is_trained(self) -> bool:
         return (self.path / FILES["TrainingRecord"]).is_file()
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step at which a trainer's checkpoint was written."""
+    return int(checkpoint.name.removeprefix(CHECKPOINT))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from milora.method.errors import MiloraError
-from milora.run.directory import CHECKPOINT, RecordFolder
+from milora.run.directory import CHECKPOINT, RecordFolder, step_of
 from milora.run.environment import list_versions
 from milora.run.launch import count_processes, is_main_process, name_launcher, wait_for_all
 from milora.run.records import CheckpointMark
@@ -69,10 +69,6 @@ def _is_whole(checkpoint: Path) -> bool:
     return folder.has(CheckpointMark) and all(
         (checkpoint / name).is_file() for name in folder.read(CheckpointMark).files
     )
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix(CHECKPOINT))
 
 
 def check_space(folder: Path, model: PreTrainedModel | PeftModel) -> None:

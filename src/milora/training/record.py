@@ -13,10 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from milora.method.analysis import measure_change, measure_full_change
 from milora.models.base import attach_adapter, load_model
-from milora.run.directory import RunDirectory
+from milora.run.directory import RunDirectory, step_of
 from milora.run.launch import count_processes, name_launcher
 from milora.run.records import ParameterCounts, Start, StepLoss, TrainingRecord
-from milora.training.checkpoints import step_of
 from milora.training.prepare import Preparation, Trained
 from milora.training.trainer import RecipeTrainer
 
