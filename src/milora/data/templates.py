@@ -100,8 +100,8 @@ class ChatTemplate:
             for prefix in (before, through):
                 if ids[: len(prefix)] != prefix:
                     raise MiloraError(
-                        "the model's chat template rewrites earlier turns of a conversation, so that what is trained "
-                        "cannot be told from what is not",
+                        "the model's chat template rewrites earlier turns of a conversation, or joins a prompt and its "
+                        "answer in one token, so that what is trained cannot be told from what is not",
                         "use one turn per row, or a named template such as data.template=alpaca",
                     )
             end = _end_of_turn(tokenizer, ids, len(before), len(through))

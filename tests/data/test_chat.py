@@ -1,0 +1,100 @@
+"""The embedded model's own chat template: its ids, and exactly the assistant's turns in the mask."""
+
+import re
+
+import pytest
+
+from milora import MiloraError
+from milora.data.conversation import Conversation, Image, Message, Text
+from milora.data.templates import TEMPLATES, ChatTemplate, resolve_template
+from milora.models.base import load_tokenizer
+from milora.models.embedded import EMBEDDED
+from milora.run.recipe import ModelSection
+
+SYSTEM = ("system", "You answer in one word.")
+ONE = [("user", "What is 1 + 1?"), ("assistant", "Two.")]
+MORE = [*ONE, ("user", "And 2 + 2?\n"), ("assistant", "Four,\n\nas ever."), ("user", " Thanks!"), ("assistant", "")]
+CONVERSATIONS = {"one turn": ONE, "system": [SYSTEM, *ONE], "three turns": MORE, "all": [SYSTEM, *MORE]}
+
+
+def converse(turns):
+    return Conversation(tuple(Message(role, (Text(text),)) for role, text in turns))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(ModelSection(name=EMBEDDED))
+
+
+@pytest.fixture
+def chat(tokenizer):
+    return resolve_template("chat", lambda: tokenizer)
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
+def test_ids_are_the_tokenizers_and_the_mask_is_the_assistants_turns(chat, tokenizer, turns):
+    assert "{% generation %}" not in tokenizer.chat_template, "with markers this test would need another oracle"
+    encoded = chat.encode(tokenizer, converse(turns))
+    dicts = [{"role": role, "content": text} for role, text in turns]
+    assert encoded.ids == tokenizer.apply_chat_template(dicts, return_dict=True)["input_ids"]
+    trained, rest = [], []
+    for token, keep in zip(encoded.ids, encoded.trained, strict=True):
+        (trained if keep else rest).append(token)
+    answers = [text for role, text in turns if role == "assistant"]
+    assert tokenizer.decode(trained) == "".join(f"{answer}<|im_end|>" for answer in answers)
+    # What is left: the template with an empty answer in every turn, less the token that ends it.
+    left = re.sub(r"(<\|im_start\|>assistant\n)<\|im_end\|>", r"\1", _without_answers(tokenizer, turns))
+    assert tokenizer.decode(rest) == left
+
+
+def _without_answers(tokenizer, turns):
+    dicts = [{"role": role, "content": "" if role == "assistant" else text} for role, text in turns]
+    return tokenizer.apply_chat_template(dicts, tokenize=False)
+
+
+def test_the_prompt_is_what_training_has_before_the_answer(chat, tokenizer):
+    conversation = converse([SYSTEM, *MORE])
+    encoded = chat.encode(tokenizer, conversation)
+    prompt = tokenizer(chat.render(conversation.prompt), add_special_tokens=False)["input_ids"]
+    assert encoded.ids[: len(prompt)] == prompt
+    assert encoded.trained[len(prompt) :] == [True, False]  # the empty answer's <|im_end|>, and the newline
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+    rewriting = load_tokenizer(ModelSection(name=EMBEDDED))
+    rewriting.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content if loop.last or m.role == 'user' else 'shortened' }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template = ChatTemplate(rewriting)
+    template.encode(rewriting, converse(ONE))
+    with pytest.raises(MiloraError, match="rewrites earlier turns"):
+        template.encode(rewriting, converse(MORE))
+
+
+def test_a_template_that_never_stops_is_refused(tokenizer):
+    endless = load_tokenizer(ModelSection(name=EMBEDDED))
+    endless.chat_template = "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}"
+    endless.chat_template += "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    with pytest.raises(MiloraError, match="does not end an answer with a control token"):
+        ChatTemplate(endless).encode(endless, converse(ONE))
+
+
+def test_refusals(tokenizer):
+    with pytest.raises(MiloraError, match=r"room for one question .* has user, assistant, user before"):
+        TEMPLATES["alpaca"].encode(tokenizer, converse(MORE[:4]))
+    with pytest.raises(MiloraError, match="has system, user before"):
+        TEMPLATES["plain"].render(converse([SYSTEM, *ONE]).prompt)
+    with pytest.raises(MiloraError, match="contains a picture"):
+        TEMPLATES["plain"].render((Message("user", (Text("What is this?"), Image("cat.png"))),))
+    bare = load_tokenizer(ModelSection(name=EMBEDDED))
+    bare.chat_template = None
+    with pytest.raises(MiloraError, match="has no chat template .*plain, alpaca"):
+        resolve_template("chat", lambda: bare)
+
+
+def test_a_conversation_survives_its_row():
+    parts = (Text("What is this?"), Image("cat.png"), Text(""))
+    whole = Conversation((Message("user", parts), Message("assistant", (Text("A cat."),))), {"gold": "cat"})
+    assert Conversation.from_row(whole.to_row()) == whole
