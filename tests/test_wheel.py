@@ -69,9 +69,11 @@ def wheel(tmp_path_factory) -> Path:
 def installed(wheel, tmp_path_factory) -> Path:
     """The folder of programs of a virtual environment that contains the wheel and what it depends on."""
     folder = tmp_path_factory.mktemp("installed")
-    venv.create(folder, with_pip=True)
+    venv.create(folder, with_pip=False)
     programs = folder / "bin"
-    run(programs / "python", "-m", "pip", "install", "--constraint", ROOT / "constraints.txt", wheel)
+    pip = (sys.executable, "-m", "pip", "--python", programs / "python")
+    # Not compiled: of all the files that torch and transformers install, few are imported.
+    run(*pip, "install", "--no-compile", "--constraint", ROOT / "constraints.txt", wheel)
     return programs
 
 
