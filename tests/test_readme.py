@@ -41,6 +41,8 @@ def test_commands_run(command, finished, small_model, small_recipe, tmp_path, mo
             "overrides: [training.max_steps=1]\narms: {LoRA: [adapter.method=lora], MiLoRA: []}\nlearning_rates: [1e-3]"
         )
         Path(words["quickstart"]).write_text(f"name: few\nrecipe: {small_recipe}\n{grid}\n")
+    if command == "milora runs":
+        tmp_path.joinpath("runs").symlink_to(finished[1].parent)
     _, *arguments = (words.get(word, word) for word in shlex.split(command))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["milora", *arguments])
