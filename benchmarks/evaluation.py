@@ -20,11 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from milora.evaluation.benchmarks import BENCHMARKS
 from milora.evaluation.benchmarks.benchmark import Benchmark
-from milora.evaluation.generation.local import LocalEngine, Request
+from milora.evaluation.generation.local import LocalBackend
+from milora.evaluation.generation.request import Request
 from milora.evaluation.generation.wide import widen
 from milora.evaluation.target import resolve_target
 from milora.models.base import attach_adapter, load_model, load_tokenizer
-from milora.run.directory import describe_environment
+from milora.run.environment import describe_environment
 
 
 def loop(
@@ -37,12 +38,12 @@ def loop(
     for start in range(0, len(requests), batch_size):
         prompts = [request.prompt for request in requests[start : start + batch_size]]
         inputs = tokenizer(prompts, return_tensors="pt", padding=True)
-        stops = {"stop_strings": decoding["until"], "tokenizer": tokenizer} if decoding["until"] else {}
+        stops = {"stop_strings": list(decoding.stops), "tokenizer": tokenizer} if decoding.stops else {}
         with torch.no_grad():
             output = model.generate(
                 **inputs,
-                max_new_tokens=decoding["max_gen_toks"],
-                num_beams=decoding["num_beams"],
+                max_new_tokens=decoding.max_new_tokens,
+                num_beams=decoding.beams,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
                 **stops,
@@ -51,14 +52,13 @@ def loop(
     return completions
 
 
-def complete(engine: LocalEngine, requests: list[Request]) -> dict[int, str]:
-    return {index: text for part in engine.complete(requests, ()) for index, text in part.items()}
+def complete(backend: LocalBackend, requests: list[Request]) -> dict[int, str]:
+    return {index: text for part in backend.complete(requests, ()) for index, text in part.items()}
 
 
 def requests_of(benchmark: Benchmark, data_dir: str | None, limit: int, max_new_tokens: int | None) -> list[Request]:
-    prompt = benchmark.resolve_prompt(None)
     decoding = benchmark.decoding(min(max_new_tokens or benchmark.max_new_tokens, benchmark.max_new_tokens))
-    return [Request(prompt.render(row["question"]), decoding) for row in benchmark.load(data_dir)[:limit]]
+    return [Request(benchmark.prompt.render(row.prompt), decoding) for row in benchmark.load(data_dir, limit)]
 
 
 def main() -> None:
@@ -77,33 +77,33 @@ def main() -> None:
         parser.error("RUN has no adapter")
     tokenizer = load_tokenizer(target.model)
     merged = attach_adapter(load_model(target.model), target.adapter, target.form).merge_and_unload().eval()
-    engines = {
-        "ours": LocalEngine(widen(target.load()), tokenizer, "auto"),
-        "same batch": LocalEngine(widen(target.load()), tokenizer, options.batch_size),
+    backends = {
+        "ours": LocalBackend(widen(target.load()), tokenizer, "auto"),
+        "same batch": LocalBackend(widen(target.load()), tokenizer, options.batch_size),
     }
     rows: list[dict[str, Any]] = []
     for name in options.tasks:
         requests = requests_of(BENCHMARKS[name], options.data_dir, options.limit, options.max_new_tokens)
-        seconds: dict[str, list[float]] = {name: [] for name in ("loop", *engines)}
+        seconds: dict[str, list[float]] = {name: [] for name in ("loop", *backends)}
         equal = 0
         for _ in range(options.repetitions):
             elapsed, theirs = clock(partial(loop, merged, tokenizer, requests, options.batch_size))
             seconds["loop"].append(elapsed)
-            for engine_name, engine in engines.items():
-                elapsed, ours = clock(partial(complete, engine, requests))
-                seconds[engine_name].append(elapsed)
+            for backend_name, backend in backends.items():
+                elapsed, ours = clock(partial(complete, backend, requests))
+                seconds[backend_name].append(elapsed)
             equal = sum(ours[index].strip() == text.strip() for index, text in enumerate(theirs))
         row = {"task": name, "samples": len(requests), "equal_completions": equal}
-        for engine_name, times in seconds.items():
-            row[f"{engine_name}: samples per second"] = len(requests) / statistics.median(times)
+        for backend_name, times in seconds.items():
+            row[f"{backend_name}: samples per second"] = len(requests) / statistics.median(times)
             ratios = [theirs / own for theirs, own in zip(seconds["loop"], times, strict=True)]
-            row[f"{engine_name}: ratio"] = statistics.median(ratios)
+            row[f"{backend_name}: ratio"] = statistics.median(ratios)
         rows.append(row)
         print(json.dumps(row), flush=True)
     if options.out:
         report = {
             "run": target.served,
-            "hardware": describe_environment()["hardware"],
+            "hardware": {key: getattr(describe_environment(), key) for key in ("processor", "cores", "gpus")},
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "dtype": target.model.dtype,

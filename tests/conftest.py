@@ -27,6 +27,17 @@ from milora.models.embedded import EMBEDDED
 from milora.run.recipe import ModelSection
 
 
+# Whatever trains, starts processes, or decomposes large matrices takes seconds; `make check` leaves it out.
+SLOW_FIXTURES = {"small_recipe", "recipe", "start", "browser"}
+SLOW_FILES = {"test_decomposition.py", "test_sandbox.py", "test_parity.py", "test_other_trainers.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) or item.path.name in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2's first two layers, real weights, as a folder: no usable language model, but real spectra."""

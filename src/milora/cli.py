@@ -228,7 +228,7 @@ def run_(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = RUNS) ->
 @app.command("runs")
 def runs_(
     folder: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", help="The folder that contains run directories.")
+        Path, typer.Argument(metavar="FOLDER", help="The folder that contains run directories.")
     ] = RUNS,
 ) -> None:
     """List the runs of a folder, with their state and results."""

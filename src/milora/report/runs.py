@@ -30,7 +30,7 @@ def list_runs(folder: Path) -> list[Listed]:
     """
     paths = sorted(path for path in folder.glob("*") if is_run(path))
     if not paths:
-        raise MiloraError(f"{folder} contains no run directory", "name the folder with --runs, or start a milora run")
+        raise MiloraError(f"{folder} contains no run directory", "name another folder, or start a run with milora run")
     return [_describe(path) for path in paths]
 
 

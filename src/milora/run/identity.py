@@ -13,7 +13,7 @@ from milora.run.recipe import Recipe
 
 FORMAT = 2  # of run directories; those of format 1 have no identity.json
 CHANGES_NO_WEIGHT = ("micro_batch_size", "activation_checkpointing", "log_steps", "report_to", "save_steps")
-MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt"}
+MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py"}
 
 
 @dataclass(frozen=True, slots=True)
