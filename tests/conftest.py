@@ -103,7 +103,7 @@ def make_llama(dtype: torch.dtype = torch.float32, tied: bool = False) -> PreTra
 
 
 def add_milora(model: PreTrainedModel, *, dropout: float = 0.0, r: int = 8, **options) -> PeftModel:
-    """`options` with a `lora_` or pattern name go to LoraConfig, the rest to the initialisation."""
+    """`options` with a `lora_` or pattern name go to LoraConfig, the rest to the initialization."""
     config_keys = {"lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "fan_in_fan_out"}
     config = {key: options.pop(key) for key in list(options) if key in config_keys}
     config.setdefault("target_modules", "all-linear")
@@ -175,7 +175,7 @@ evaluation: {{limit: 4, batch_size: 4, max_new_tokens: 8}}
 def finished(
     small_recipe: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """One `milora run`, shared; what it printed and where it lies."""
+    """One `milora run`, shared; what it printed and where it is."""
     runs = tmp_path_factory.mktemp("runs")
     done = subprocess.run(
         [sys.executable, "-m", "milora", "run", small_recipe, "--runs", str(runs)], capture_output=True, text=True

@@ -34,7 +34,7 @@ seeds: [0, 1]
 
 @pytest.fixture(scope="session")
 def compared(small_comparison: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """One comparison, undisturbed; what it printed and where it lies."""
+    """One comparison, undisturbed; what it printed and where it is."""
     root = tmp_path_factory.mktemp("undisturbed")
     done = compare(small_comparison, "--jobs", 2, "--runs", root / "runs")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`milora compare` from the command line: planned, run, killed, gone on with, reported."""
+"""`milora compare` from the command line: planned, run, killed, resumed, reported."""
 
 import json
 import random

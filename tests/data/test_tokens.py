@@ -33,7 +33,7 @@ def test_exactly_the_answer_and_eos_are_trained(tokenizer, name):
 
 
 def test_a_token_that_would_straddle_the_boundary_is_still_trained(tokenizer):
-    glued = TextTemplate("Total:{question} uns")  # "uns" + "ure" is one token where both stand in one text
+    glued = TextTemplate("Total:{question} uns")  # "uns" + "ure" is one token where both are in one text
     whole = tokenizer("Total: unsure")["input_ids"]
     data, _ = tokenize_rows(table(Conversation.of_turn("", "ure")), glued, tokenizer, max_length=64)
     row = data[0]

@@ -52,7 +52,7 @@ evaluation: {{limit: 2, batch_size: 1, max_new_tokens: 2}}
 
 @pytest.fixture(scope="module")
 def alone(recipe, tmp_path_factory) -> Path:
-    """One process' run."""
+    """The run of one process."""
     return _train_alone(recipe, tmp_path_factory.mktemp("alone"))
 
 

@@ -59,7 +59,7 @@ def _read_instruction(row: dict[str, Any]) -> Conversation:
 
 
 def read_turn(question: str, answer: str) -> Read:
-    """Return a reader of rows whose question and answer stand in these columns."""
+    """Return a reader of rows whose question and answer are in these columns."""
     return lambda row: Conversation.of_turn(row[question], row[answer])
 
 

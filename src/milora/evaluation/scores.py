@@ -42,7 +42,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds that this process took, for so many samples made, and tokens per second if they were counted."""
+    """Seconds that this process took, how many samples it made, and tokens per second if they were counted."""
 
     seconds: float
     made: int

@@ -36,7 +36,7 @@ def say_what_it_cannot(results: Results, grid: Grid) -> list[str]:
         said.append(f"{results.missing} runs are not finished: best rates and tests may change.")
     seeds = len(comparison.seeds)
     if seeds < 2:
-        said.append("One seed: nothing here speaks of new seeds, and there are no intervals over them.")
+        said.append("One seed: nothing here is about new seeds, and there are no intervals over them.")
     elif seeds < 5:
         said.append(f"{seeds} seeds: intervals over seeds are wide, and only large differences can be shown.")
     if results.texts > 1:
@@ -101,7 +101,7 @@ def _say_edges(arms: list[Arm]) -> list[str]:
     high = [arm.name for arm in edged if arm.best is arm.points[-1]]
     said = [f"No best rate was looked for: {', '.join(alone)} ran at one only."] if alone else []
     return said + [
-        f"The best rate of {', '.join(names)} is the {which} of its grid: a better one may lie outside."
+        f"The best rate of {', '.join(names)} is the {which} of its grid: a better one may be outside."
         for names, which in ((low, "lowest"), (high, "highest"))
         if names
     ]

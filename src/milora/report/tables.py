@@ -14,7 +14,7 @@ Format = Literal["simple", "github", "latex_booktabs"]
 
 
 def format_arms(results: Results, comparison: Comparison, form: Format) -> str:
-    """Each arm at its best learning rate, the base first, the paper's figure beside ours where there is one."""
+    """Each arm at its best learning rate, the base first, the paper's figure beside ours if there is one."""
     headers, rows = tabulate_arms(results, comparison)
     return tabulate(rows, headers, tablefmt=form, disable_numparse=True, stralign="right")
 

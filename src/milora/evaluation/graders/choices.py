@@ -17,7 +17,7 @@ NEGATED_AFTER = re.compile(
 
 
 def official_choice(words: tuple[str, ...]) -> Callable[[str, str], Grade]:
-    """Grade by the first place where any of the words stands, inside another word or not, in lower case.
+    """Grade by the first occurrence of any of the words, inside another word or not, in lower case.
 
     Source: AGI-Edgerunners/LLM-Adapters, commonsense_evaluate.py, lines 74 and 265-298.
     """
@@ -33,7 +33,7 @@ def official_choice(words: tuple[str, ...]) -> Callable[[str, str], Grade]:
 def corrected_choice(words: tuple[str, ...]) -> Callable[[str, str], Grade]:
     """Grade by the choice that is stated last, as a whole word; after "the correct answer is" if that is said.
 
-    A negated choice is none, and neither is one of several that stand as alternatives.
+    A negated choice does not count, nor does one of several that are given as alternatives.
     """
     either = "|".join(words)
     word = re.compile(rf"\b({either})\b", re.IGNORECASE)
@@ -49,7 +49,7 @@ def corrected_choice(words: tuple[str, ...]) -> Callable[[str, str], Grade]:
             return None
         last = kept[-1]
         answer = found[last][1].lower()
-        # Its neighbours at both sides, each with what stands between.
+        # Its neighbors on both sides, each with the text in between.
         for one, other in pairwise(found[max(last - 1, 0) : last + 2]):
             if JOINED.fullmatch(text[one.end() : other.start()]) and one[1].lower() != other[1].lower():
                 return None

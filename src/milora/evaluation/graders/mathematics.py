@@ -21,7 +21,7 @@ from milora.evaluation.graders.statement import may_be_same, numeric_sides, same
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its clocks are off: `grade_within` has one
 
-# What sympy raises on text that is no mathematics: the authors catch everything.
+# What sympy raises on text that is not mathematics; the authors catch everything.
 UNREADABLE = (
     ArithmeticError,
     AssertionError,
@@ -45,7 +45,7 @@ ALTERING = re.compile(r"\d|\b(?:or|and|not|n't|than|least|most|times|half|hundre
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return what the last \boxed{…} or \fbox{…} holds, braces inside it included; None where there is none."""
+    r"""Return what the last \boxed{…} or \fbox{…} contains, braces inside it included; None if there is none."""
     starts = [match.end() for match in re.finditer(r"\\(?:boxed|fbox)", text)]
     if not starts:
         return None
@@ -80,7 +80,7 @@ def official_mathematics(completion: str, gold: str) -> Grade:
 
 
 def corrected_mathematics(completion: str, gold: str) -> Grade:
-    r"""Grade by math-verify what stands after the last "The answer is:", or else in the last \boxed{}.
+    r"""Grade by math-verify the text after the last "The answer is:", or else that in the last \boxed{}.
 
     Stricter than it: words are compared as words, decimals exactly, and brackets, bases and repeated items must agree.
     """

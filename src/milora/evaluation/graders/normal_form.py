@@ -12,7 +12,7 @@ def normalize(text: str) -> str:
     """Return the normal form.
 
     Raises:
-        AssertionError: more than one \\text{ stands in it.
+        AssertionError: it contains more than one \\text{.
         IndexError: a \\sqrt or \\frac has nothing after it.
         ValueError: one slash has something else than whole numbers at its sides.
     """

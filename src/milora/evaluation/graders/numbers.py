@@ -21,7 +21,7 @@ SCALES = {
     "k": 10**3,
 }
 SCALE = re.compile(rf"\s?({'|'.join(SCALES)})s?\b", re.IGNORECASE)
-# A sign may stand before or after the currency; thousands come in threes; then decimals, a power of ten or a fraction.
+# A sign may come before or after the currency; thousands come in threes; then decimals, a power of ten or a fraction.
 DASH = "-\u2212\u2013\u2010\u2011\ufe63\uff0d"
 NUMBER = re.compile(
     rf"(?P<sign>[{DASH}]|\b(?:minus|negative)\b)? ?[$€£(]? ?(?P<minus>[{DASH}])? ?"
@@ -83,9 +83,9 @@ def corrected_number(completion: str, gold: str) -> Grade:
 
 
 def extract_answer(text: str) -> Fraction | None:
-    """Return the number after the last "The answer is:", exactly; None where there is none, or more than one is meant.
+    """Return the number after the last "The answer is:", exactly; None if there is none, or more than one is meant.
 
-    1,234,567 and -$5 and 3/4 and 2 1/2 and 3 million are read whole; 12/00, 1.234.567, 5 or 6 and 5^2 are no numbers.
+    1,234,567 and -$5 and 3/4 and 2 1/2 and 3 million are read whole; 12/00, 1.234.567, 5 or 6 and 5^2 are not numbers.
     A sentence that has a second number in it is not guessed at.
     """
     _, marker, stated = text.split(NEXT_PROMPT)[0].rpartition(MARKER)

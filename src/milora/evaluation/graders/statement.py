@@ -45,7 +45,7 @@ def _exact(match: re.Match[str]) -> str:
 
 
 def same_words(answer: str, gold: str) -> bool | None:
-    """Compare answers in words, such as \\text{Evelyn} or \\text{(A)}, as words; None where the gold is no words."""
+    """Compare answers in words, such as \\text{Evelyn} or \\text{(A)}, as words; None if the gold is not words."""
     words = _words(gold)
     if not re.fullmatch(r"[a-z ]+", words) or "," in gold or not (TEXT.search(gold) or re.search("[a-z]{3}", words)):
         return None
@@ -89,7 +89,7 @@ def _bases(text: str) -> list[str]:
 
 
 def _repeats(text: str) -> Counter[str]:
-    """The items of a list that stand in it more than once."""
+    """The items that occur more than once in a list."""
     text = re.sub(r"\\left|\\right|\\text\{ ?and ?\}|\s", ",", text) if "," in text else text
     items = Counter(item for item in re.split(r"[,{}()\[\]\\]+", text) if item)
     return Counter({item: count for item, count in items.items() if count > 1}) if "," in text else Counter()

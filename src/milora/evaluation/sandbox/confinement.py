@@ -58,13 +58,13 @@ def limit(seconds: int, memory: int, file_size: int) -> None:
 
 
 def libraries() -> set[str]:
-    """Where Python and what it loads lie."""
+    """The folders that Python and its libraries load files from."""
     named = {sys.base_prefix, *(path for path in sys.path if path), "/usr/lib", "/lib", "/lib64"}
     return {*named, *(os.path.realpath(path) for path in named)}
 
 
 def landlock_version() -> int:
-    """The kernel's Landlock version, 0 where there is none."""
+    """The kernel's Landlock version, 0 if it has none."""
     if sys.platform != "linux":
         return 0  # the number is another call's there
     import ctypes
@@ -74,7 +74,7 @@ def landlock_version() -> int:
 
 
 def apply_landlock(folder: str) -> None:
-    """From now on: write only inside the folder, read only there and where Python lies, execute and connect nothing."""
+    """From now on write only in the folder, read only there and from Python's own folders, and neither execute nor connect."""
     import ctypes
 
     version = landlock_version()

@@ -126,7 +126,7 @@ def _watch(
         while not ended:
             if time.monotonic() > deadline:
                 return Outcome(False, "time limit")
-            # Once more after its end: what it wrote last may still lie in the pipe.
+            # Once more after its end: what it wrote last may still be in the pipe.
             ended = process.poll() is not None
             for key, _ in selector.select(0.0 if ended else 0.02):
                 data = os.read(key.fd, 2**16)
