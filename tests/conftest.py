@@ -21,11 +21,10 @@ from transformers import (
 )
 
 import milora
-from milora.cli import main
+from milora.__main__ import main
 from milora.models.base import load_tokenizer, resolve_model
 from milora.models.embedded import EMBEDDED
 from milora.run.recipe import ModelSection
-
 
 # Whatever trains, starts processes, or decomposes large matrices takes seconds; `make check` leaves it out.
 SLOW_FIXTURES = {"small_recipe", "recipe", "start", "browser"}

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 
-from milora.cli import main
+from milora.__main__ import main
 
 PRELOADED = ["tests.launch_on_cpu", "milora.training.train", "milora.evaluation.evaluate"]
 SHARING = {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from milora.cli import main
+from milora.__main__ import main
 from tests.conftest import drift, logits_of
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text()

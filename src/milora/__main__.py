@@ -1,5 +1,52 @@
-"""`python -m milora`, hence `accelerate launch -m milora …`."""
+"""The process of the command line: its environment, its errors, its exit codes. `python -m milora` starts here too."""
 
-from milora.cli import main
+import logging
+import os
+import sys
+import time
+import warnings
 
-main()
+from milora.cli import app
+from milora.method.errors import MiloraError
+
+
+def main() -> None:
+    """Run the CLI; an error that the user can fix is two lines on stderr, and exit code 2."""
+    _prepare_process()
+    try:
+        app()
+    except MiloraError as error:
+        _fail(error.message, error.hint)
+    except OSError as error:
+        _fail(str(error), "check the path and the free disk space, or choose another folder with --runs or -o")
+    except ImportError as error:
+        _fail(f"{error}", "pip install 'milora[all]'; DeepSpeed is in milora[distributed], Ray in milora[ray]")
+
+
+def _prepare_process() -> None:
+    """Be a good neighbor on a shared machine, and keep other libraries' advice to their developers off the screen."""
+    # Read when torch is loaded. Threads that spin while they wait take the cores from other processes, and from the
+    # thread that they wait for: see docs/decisions/0003-waiting-threads.md.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|torch)\b")
+    for library in ("lm_eval", "transformers", "bitsandbytes"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    # It prints on stdout, and sets its own level when it is imported: hence a filter.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _fail(message: str, hint: str) -> None:
+    alone = "LOCAL_RANK" not in os.environ
+    if not alone and os.environ["LOCAL_RANK"] != "0":
+        # In a launch the first process usually fails alike, says so, and the launcher ends this one before it does too.
+        time.sleep(5)
+    print(f"error: {message}\nhint: {hint}", file=sys.stderr, flush=True)
+    if alone:
+        sys.exit(2)
+    os._exit(2)  # at once: an orderly exit may wait for processes that wait for this one
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,6 @@
 """The commands, each a few lines that call the floors below."""
 
-import logging
 import os
-import sys
-import time
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -204,9 +200,9 @@ def export(
     LoRA for the original model.
     """
     from milora.models.export import export_adapter, export_run
-    from milora.run.directory import open_run
+    from milora.run.directory import locate_export, open_run
 
-    target = output or path / "export" / form
+    target = output or locate_export(path, form)
     if initial is not None:
         typer.echo(export_adapter(path, initial, form, target, rank))
     else:
@@ -227,9 +223,7 @@ def run_(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = RUNS) ->
 
 @app.command("runs")
 def runs_(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="The folder that contains run directories.")
-    ] = RUNS,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that contains run directories.")] = RUNS,
 ) -> None:
     """List the runs of a folder, with their state and results."""
     from milora.report.runs import format_runs, list_runs
@@ -288,41 +282,3 @@ def work_(
     from milora.pipeline import run_cell
 
     run_cell(path, baseline=baseline, factors=factors)
-
-
-def main() -> None:
-    """Run the CLI; an error that the user can fix is two lines on stderr, and exit code 2."""
-    _prepare_process()
-    try:
-        app()
-    except MiloraError as error:
-        _fail(error.message, error.hint)
-    except OSError as error:
-        _fail(str(error), "check the path and the free disk space, or choose another folder with --runs or -o")
-    except ImportError as error:
-        _fail(f"{error}", "pip install 'milora[all]'; DeepSpeed is in milora[distributed], Ray in milora[ray]")
-
-
-def _prepare_process() -> None:
-    """Be a good neighbor on a shared machine, and keep other libraries' advice to their developers off the screen."""
-    # Read when torch is loaded. Threads that spin while they wait take the cores from other processes, and from the
-    # thread that they wait for: see docs/decisions/0003-waiting-threads.md.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|torch)\b")
-    for library in ("lm_eval", "transformers", "bitsandbytes"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    # It prints on stdout, and sets its own level when it is imported: hence a filter.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-
-
-def _fail(message: str, hint: str) -> None:
-    alone = "LOCAL_RANK" not in os.environ
-    if not alone and os.environ["LOCAL_RANK"] != "0":
-        # In a launch the first process usually fails alike, says so, and the launcher ends this one before it does too.
-        time.sleep(5)
-    print(f"error: {message}\nhint: {hint}", file=sys.stderr, flush=True)
-    if alone:
-        sys.exit(2)
-    os._exit(2)  # at once: an orderly exit may wait for processes that wait for this one

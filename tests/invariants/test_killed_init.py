@@ -22,7 +22,7 @@ KILLS = 10
 
 
 def _init(model: str, output: str, base: str) -> None:
-    from milora.cli import main
+    from milora.__main__ import main
 
     sys.argv = ["milora", "init", model, "--rank", "8", "--form", base, "--jobs", "2", "-o", output]
     with Path("/dev/null").open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):

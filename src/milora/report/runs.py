@@ -13,7 +13,7 @@ from milora.run.records import TrainingRecord
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One run: its folder's name, its state, its settings by dotted key if they can be read, and its results as text."""
+    """One run: its folder's name, its state, its settings by dotted key if they can be read, and its results."""
 
     name: str
     state: str

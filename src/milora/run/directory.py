@@ -148,11 +148,16 @@ class RunDirectory(RecordFolder):
         return self.path / "worker.log"
 
     def export(self, form: Export) -> Path:
-        return self.path / "export" / form
+        return locate_export(self.path, form)
 
     @property
     def is_trained(self) -> bool:
         return (self.path / FILES["TrainingRecord"]).is_file()
+
+
+def locate_export(folder: Path, form: Export) -> Path:
+    """Return where the exports of a run, or of an adapter's folder, go."""
+    return folder / "export" / form
 
 
 def step_of(checkpoint: Path) -> int:

@@ -30,7 +30,9 @@ class ServerBackend:
         try:
             served = [entry.id for entry in self.client.models.list()]
         except openai.OpenAIError as error:
-            raise MiloraError(f"no completions server answers at {url}: {error}", "start one, see docs/evaluation.md") from error
+            raise MiloraError(
+                f"no completions server answers at {url}: {error}", "start one, see docs/evaluation.md"
+            ) from error
         if model not in served:
             raise MiloraError(
                 f"the server at {url} serves {', '.join(served)}, not {model}",

@@ -33,8 +33,9 @@ def official_function(completion: str, prompt: str, entry_point: str) -> str:
 def extract_function(completion: str, prompt: str, entry_point: str) -> str:
     """Return a program with the function `entry_point` from a completion: written out, or going on after the prompt.
 
-    The last code block that defines it, else the first block, else the whole text. What comes before its definition
-    in the prompt (imports, helpers) comes first; trailing lines that are not Python are left out. "" if nothing is left.
+    The last code block that defines it, else the first block, else the whole text. What the prompt has
+    before its definition (imports, helpers) comes first; trailing lines that are not Python are dropped. "" if nothing
+    is left.
     """
     text = completion.replace("\r\n", "\n").replace("\t", "    ")
     definition = re.compile(rf"^(?:async )?def {re.escape(entry_point)}\b", re.MULTILINE)

@@ -74,7 +74,7 @@ def landlock_version() -> int:
 
 
 def apply_landlock(folder: str) -> None:
-    """From now on write only in the folder, read only there and from Python's own folders, and neither execute nor connect."""
+    """From now on write only in the folder, read only there and from Python's folders; execute and connect nothing."""
     import ctypes
 
     version = landlock_version()
