@@ -51,7 +51,7 @@ def test_quantized_base_trains_and_reloads(load_quantized, tmp_path):
 
 
 def test_factors_are_those_of_the_dequantized_weight(load_quantized):
-    """Not of packed nibbles: the quantized weight is near the real one, and so are its principal components."""
+    """The factors are not those of packed 4-bit values: the dequantized weight has the same principal components."""
     model = add_milora(load_quantized(), components="principal", target_modules=["v_proj"])
     for layer in (part for part in model.modules() if hasattr(part, "lora_A")):
         weight = read_weight(layer)
@@ -77,7 +77,7 @@ def test_residual_form_is_refused(load_quantized):
 
 
 def test_a_trainer_that_rounds_the_trained_factors_starts_at_the_base(load_quantized):
-    """As TRL's SFTTrainer does on a quantized model: A and B become bf16, and A₀ and B₀ stay as they are."""
+    """TRL's SFTTrainer casts A and B of a quantized model to bf16, but not A₀ and B₀."""
     model = add_milora(load_quantized())
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -101,7 +101,7 @@ def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_small
     assert after < before - 0.1
     factors = load_file(run.adapter / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in factors.values()} == {torch.float32}
-    # In bf16 most of AdamW's steps would have rounded away.
+    # In bf16 most of AdamW's steps would have been rounded away.
     trained = [tensor for name, tensor in factors.items() if ".lora_A." in name]
     assert all((tensor != tensor.bfloat16()).float().mean() > 0.9 for tensor in trained)
     on_quantized = PeftModel.from_pretrained(load_model(run.recipe.model), run.export("lora"))
@@ -110,7 +110,7 @@ def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_small
     with on_full.disable_adapter():
         base = logits_of(on_full)
     assert torch.equal(base, logits_of(load_small()))
-    # Not exact, for it was trained on the quantized weights; nearer to the trained model than the base is.
+    # Not exact, because it was trained on the quantized weights; but closer to the trained model than the base is.
     assert drift(logits_of(on_full), logits_of(on_quantized)) < drift(base, logits_of(on_quantized))
     with pytest.raises(MiloraError, match="round the update away"):
         export_run(run, "merged", run.export("merged"))
@@ -124,6 +124,6 @@ def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_small
         ("model.quantization=fp4", "model.quantization: "),
     ],
 )
-def test_a_recipe_says_what_a_quantized_base_cannot_do(override, message):
+def test_a_recipe_that_a_quantized_base_does_not_support_is_refused(override, message):
     with pytest.raises(MiloraError, match=message):
         load_recipe("quickstart", ["model.quantization=int8", override])
