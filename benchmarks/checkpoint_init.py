@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from initialization import clock
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from milora.run.directory import describe_environment
+from milora.run.environment import describe_environment
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 11008, 32000
 TARGETS = {"q_proj": (HIDDEN, HIDDEN), "down_proj": (HIDDEN, INTERMEDIATE)}
@@ -118,18 +119,18 @@ def measure(folder: Path, layers: int) -> dict[str, Any]:
     }
     report["targets"] = {name: {"shape": shape, "count": layers} for name, shape in TARGETS.items()}
     report["imports"] = watch(sys.executable, "-c", "import milora.models.methods")
-    for base in ("intact", "residual"):
-        options = ("--rank", str(RANK), "--targets", ",".join(TARGETS), "--base", base, "--jobs", "1")
-        found = watch(sys.executable, "-m", "milora", "init", str(model), *options, "-o", str(folder / base))
-        report[base] = found | {
+    for form in ("intact", "residual"):
+        options = ("--rank", str(RANK), "--targets", ",".join(TARGETS), "--form", form, "--jobs", "1")
+        found = watch(sys.executable, "-m", "milora", "init", str(model), *options, "-o", str(folder / form))
+        report[form] = found | {
             "peak_over_checkpoint": found["peak_bytes"] / size,
             "peak_over_largest_float64": found["peak_bytes"] / largest,
             "within_marks": found["peak_bytes"] < min(MARK, 4 * largest + CONSTANT),
         }
         print(
-            f"{base:<9} {found['seconds']:7.1f} s  peak {found['peak_bytes'] / 1e9:.2f} GB of {size / 1e9:.2f} GB: "
+            f"{form:<9} {found['seconds']:7.1f} s  peak {found['peak_bytes'] / 1e9:.2f} GB of {size / 1e9:.2f} GB: "
             f"{found['peak_bytes'] / size:.2f}; {MARK / 1e9:g} GB and 4 × {largest / 1e9:.2f} + {CONSTANT / 1e9:g} GB "
-            f"{'kept' if report[base]['within_marks'] else 'BROKEN'}",
+            f"{'kept' if report[form]['within_marks'] else 'BROKEN'}",
             flush=True,
         )
     report["loading"] = watch(sys.executable, "-c", LOAD, str(model))
@@ -139,7 +140,7 @@ def measure(folder: Path, layers: int) -> dict[str, Any]:
         svd[name], _ = clock(lambda weight=weight: torch.linalg.svd(weight, full_matrices=False))
     official = report["loading"]["seconds"] + layers * sum(svd.values())
     report |= {"svd_seconds": svd, "official_seconds": official}
-    report |= {f"official_over_{base}": official / report[base]["seconds"] for base in ("intact", "residual")}
+    report |= {f"official_over_{form}": official / report[form]["seconds"] for form in ("intact", "residual")}
     print(
         f"loading   {report['loading']['seconds']:7.1f} s  peak {report['loading']['peak_bytes'] / 1e9:.2f} GB\n"
         f"official  {official:7.1f} s  = loading + {layers} × ({' + '.join(f'{each:.1f}' for each in svd.values())}): "
@@ -155,7 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    report = {**describe_environment()["hardware"], "threads": 1, "torch": torch.__version__}
+    report = {**asdict(describe_environment()), "threads": 1}
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="checkpoint-init-") as folder:
         report |= measure(Path(folder), options.layers)
     if options.out:

@@ -1,12 +1,12 @@
-"""Time and accuracy of `decompose_weight` against the full SVD and PEFT's initialisations, in alternation in one run.
+"""Time and accuracy of `decompose_weight` against the full SVD and PEFT's initializations, in alternation in one run.
 
     python benchmarks/initialization.py [--quick] [--model DIR] [--out benchmarks/results/initialization-cpu.json]
     python benchmarks/initialization.py --llama2-7b
 
-At every rank beside `torch.linalg.svd` in float32, which PEFT's `pissa` and `mica` call, and the `torch.svd_lowrank` of
-its `pissa_niter_16`; then, at one rank, an adapter of the weight by PEFT's own three initialisations and by ours.
-Energy is what the band holds of the weight, ‖W V‖², against the float64 spectrum: its relative excess (minor) or lack
-(principal). Residuals are relative to σ_max, as in the certificate.
+Each rank is measured against `torch.linalg.svd` in float32, which PEFT's `pissa` and `mica` call, and against the
+`torch.svd_lowrank` of its `pissa_niter_16`. At one rank, an adapter is initialized by PEFT's three methods and by ours.
+Energy is ‖W V‖² of the band: its error is the relative excess (minor) or lack (principal) against the float64 spectrum.
+Residuals are relative to σ_max, as in the certificate.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor
 from milora.method.decomposition import Factors, decompose_weight
 from milora.method.initialization import initialize_lora_milora_weights
 from milora.method.solver.certificate import Band, certify
-from milora.run.directory import describe_environment
+from milora.run.environment import describe_environment
 
 SHAPES = ["576x576", "576x1536", "1536x576", "2048x2048", "4096x4096", "11008x4096", "4096x11008"]
 LLAMA_LAYERS = 32
@@ -143,7 +144,7 @@ def measure_shape(out: int, into: int, spectrum: str, ranks: list[int], repetiti
 
 
 def measure_peft(out: int, into: int, rank: int, repetitions: int) -> dict[str, Any]:
-    """Seconds from a weight to an initialised PEFT adapter, by PEFT's initialisations and by ours."""
+    """Seconds from a weight to an initialized PEFT adapter, by PEFT's methods and by ours."""
     W = bulk_weight(out, into)
 
     def adapt(initialization: bool | str) -> PeftModel:
@@ -284,9 +285,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {
-        **describe_environment()["hardware"],
+        **asdict(describe_environment()),
         "threads": options.threads,
-        "torch": torch.__version__,
     }
     print(report)
     if options.llama2_7b:

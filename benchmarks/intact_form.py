@@ -8,16 +8,18 @@
 
 import argparse
 import json
-import platform
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import milora
-from milora.models.base import EMBEDDED, load_model
+from milora.models.base import load_model
+from milora.models.embedded import EMBEDDED
+from milora.run.environment import describe_environment
 from milora.run.recipe import ModelSection
 
 RANK = 16
@@ -122,8 +124,8 @@ def main() -> None:
     for dtype, ratio in ratios.items():
         print(f"{'step time over LoRA of the same rank, ' + dtype:<46}{ratio['pair']:>12.2f}{ratio['variant']:>12.2f}")
     if arguments.out:
-        hardware = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-        result = {"hardware": hardware, "torch": torch.__version__, "drift": drifts, "step_time_over_lora": ratios}
+        environment = asdict(describe_environment()) | {"threads": torch.get_num_threads()}
+        result = {**environment, "drift": drifts, "step_time_over_lora": ratios}
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

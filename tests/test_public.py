@@ -26,6 +26,7 @@ def test_all_names_resolve_and_are_documented():
     ]
     for name in milora.__all__[1:]:
         assert getattr(milora, name).__doc__
+    assert dir(milora) == sorted(milora.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = milora.nothing
 

@@ -20,22 +20,27 @@ if TYPE_CHECKING:
 
 __version__ = version("milora")
 
+# Imported on first use: torch and PEFT are slow to import.
 _HOME = {
     "Certificate": "solver.certificate",
+    "ExportReport": "export",
     "Factors": "decomposition",
-    "decompose_weight": "decomposition",
     "InitializationReport": "initialization",
     "LayerReport": "initialization",
-    "initialize_lora_milora_weights": "initialization",
-    "get_milora_state_dict": "initialization",
-    "load_milora": "loading",
-    "ExportReport": "export",
     "MiloraCallback": "export",
-    "save_milora_as_lora": "export",
     "MiloraError": "errors",
+    "decompose_weight": "decomposition",
+    "get_milora_state_dict": "initialization",
+    "initialize_lora_milora_weights": "initialization",
+    "load_milora": "loading",
+    "save_milora_as_lora": "export",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """Invariant 4: the same weights, rank and options give the same factors.
 
-Broken by: unseeded randomness, signs left to LAPACK, factors that depend on what ran before.
+Broken by: unseeded randomness, signs chosen by LAPACK, factors that depend on earlier computations.
 """
 
 import torch
@@ -9,7 +9,7 @@ import milora
 from tests.conftest import add_milora
 
 
-def test_same_factors_whatever_ran_before(load_small):
+def test_the_global_random_state_does_not_matter(load_small):
     states = []
     for seed in (0, 1):
         torch.manual_seed(seed)

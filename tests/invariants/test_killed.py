@@ -1,7 +1,7 @@
-"""Invariant 6: a run killed at any moment ends like one that was not.
+"""Invariant 6: a run that is killed at any moment resumes to the same result.
 
-Broken by: seeds set after the adapter, a checkpoint without optimiser or random state, a half-written checkpoint taken
-for a whole one, results written before they are complete.
+Broken by: seeds set after the adapter, a checkpoint without optimizer or random state, a half-written checkpoint that
+counts as complete, results that are written before they are complete.
 """
 
 import json
@@ -41,7 +41,7 @@ def undisturbed(small_recipe, tmp_path_factory):
     return _result(runs)
 
 
-def test_killed_at_each_delicate_moment(small_recipe, undisturbed, tmp_path):
+def test_killed_at_each_critical_moment(small_recipe, undisturbed, tmp_path):
     for moment in MOMENTS:
         process = _start(small_recipe, tmp_path)
         while not list(tmp_path.glob(f"*/{MOMENTS[moment]}")):
@@ -70,8 +70,8 @@ def test_killed_at_ten_random_moments(small_recipe, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["olora", "lora_ga", "adalora", "full"])
-def test_every_way_to_train_ends_the_same(method, small_recipe, tmp_path):
-    """One of each: initial factors, those of gradients, a schedule of ranks, no adapter."""
+def test_every_method_resumes_to_the_same_weights(method, small_recipe, tmp_path):
+    """The methods cover initial factors, factors from gradients, a schedule of ranks, and no adapter."""
 
     def start(runs: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "milora", "train", small_recipe, f"adapter.method={method}", "--runs", runs]

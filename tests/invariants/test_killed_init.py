@@ -1,7 +1,7 @@
-"""Invariant 6 for `milora init`: killed at random moments and started again, it ends with the same bytes.
+"""Invariant 6 for `milora init`: killed at random moments and started again, it writes the same bytes.
 
-Broken by: a file that appears before it is whole, a config that appears before the weights, a shard or factors taken
-over that were not finished.
+Broken by: a file that appears before it is complete, a config that appears before the weights, unfinished shards or
+factors that count as finished.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ def _init(model: str, output: str, base: str) -> None:
 
 @pytest.fixture(scope="module")
 def start():
-    """Start the command in a process of its own that has its imports already: seconds of each start."""
+    """Start the command in a separate process in which modules are already imported: this saves seconds per start."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["milora.models.methods", "milora.cli"])
 
@@ -87,7 +87,7 @@ def test_killed_at_random_moments(start, model, tmp_path, base):
     kills = 0
     while kills < KILLS:
         process = start(model, output, base)
-        # Twice as many as there are on average: now and then it ends first, and begins anew.
+        # Up to twice the average: sometimes the process ends first, and the output is deleted.
         for _ in islice(_changes(output, process), generator.randint(1, 4 * changes // KILLS)):
             pass
         process.kill()

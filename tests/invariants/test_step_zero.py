@@ -1,7 +1,7 @@
 """Invariant 1: at step 0 the model is the base model.
 
-Broken by: a product of factors that does not cancel exactly, a second dropout mask, an initialisation that writes to
-the base in intact form, or a residual that subtracts other factors than it adds.
+Broken by: a product of factors that does not cancel exactly, a second dropout mask, an initialization that writes to
+the base in intact form, a residual that subtracts other factors than it adds.
 """
 
 import pytest
@@ -23,14 +23,14 @@ def test_intact_is_the_base_bit_for_bit(load_small, dtype, dropout, components):
 
 
 @pytest.mark.parametrize("make", [make_gpt2, make_qwen])
-@pytest.mark.parametrize("scale", ["singular", "orthonormal"])
-@pytest.mark.parametrize("base_form", ["intact", "residual"])
-def test_conv1d_and_biases(make, scale, base_form):
+@pytest.mark.parametrize("weighting", ["singular", "orthonormal"])
+@pytest.mark.parametrize("form", ["intact", "residual"])
+def test_conv1d_and_biases(make, weighting, form):
     base = make()
     expected = logits_of(base)
     targets = ["c_attn", "c_fc", "c_proj"] if make is make_gpt2 else "all-linear"
-    model = add_milora(base, weighting=scale, form=base_form, target_modules=targets, fan_in_fan_out=make is make_gpt2)
-    assert drift(logits_of(model), expected) <= (0 if base_form == "intact" else 1e-6)
+    model = add_milora(base, weighting=weighting, form=form, target_modules=targets, fan_in_fan_out=make is make_gpt2)
+    assert drift(logits_of(model), expected) <= (0 if form == "intact" else 1e-6)
 
 
 @pytest.mark.parametrize("components", ["minor", "principal"])

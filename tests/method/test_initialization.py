@@ -1,4 +1,4 @@
-"""The initialisation's report and its factors as a state dict."""
+"""The report of an initialization, and its factors as a state dict."""
 
 import pytest
 import torch
@@ -16,11 +16,11 @@ def test_report_names_every_layer_and_warns_of_vanishing_factors(load_small):
     assert len(report.layers) == 14
     q_proj = report.layers["base_model.model.model.layers.0.self_attn.q_proj"]
     assert q_proj.rank == 8 and q_proj.band[0] >= q_proj.band[1] and q_proj.rounding_error == 0
-    # The embedded model's q and o projections end in quantisation noise.
+    # The q and o projections of the embedded model end in quantization noise.
     assert "factors near zero" in report.warnings[0]
 
 
-def test_residual_reports_what_rounding_ate(load_small):
+def test_residual_reports_its_rounding_errors(load_small):
     from peft import LoraConfig, get_peft_model
 
     errors = {}
@@ -53,7 +53,7 @@ def test_state_dict_of_another_model_rank_or_layer_is_refused(load_small):
         return get_peft_model(load_small(), LoraConfig(r=r, target_modules=["v_proj"]))
 
     state = milora.get_milora_state_dict(fresh())
-    with pytest.raises(MiloraError, match="has rank 8, the adapter 4"):
+    with pytest.raises(MiloraError, match="has rank 8, and the adapter has rank 4"):
         milora.initialize_lora_milora_weights(fresh(4), state)
     missing = {name: tensor for name, tensor in state.items() if "layers.1" not in name}
     with pytest.raises(MiloraError, match="has no"):

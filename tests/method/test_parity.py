@@ -1,4 +1,4 @@
-"""Against references: the definition in float64, PEFT's PiSSA and MiCA."""
+"""Factors against references: the definition in float64, PEFT's PiSSA and PEFT's MiCA."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SHAPES = [(40, 40), (64, 24), (24, 64), (1, 9), (9, 1)]
 
 
 def _weight(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """A Gaussian bulk under a few strong outliers, as language models have."""
+    """Return a Gaussian bulk with a strong outlier, as in language models."""
     draw = torch.Generator().manual_seed(sum(shape))
     out, into = shape
     bulk = torch.randn(shape, generator=draw, dtype=torch.float64) / into**0.5
@@ -23,7 +23,7 @@ def _weight(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def _reference(weight: Tensor, rank: int, components: str) -> tuple[Tensor, Tensor]:
-    """U_m S_m V_mᵀ and S_m by the definition, in float64."""
+    """Return U_m S_m V_mᵀ and S_m by the definition, in float64."""
     U, S, Vh = torch.linalg.svd(weight.double(), full_matrices=False)
     band = {
         "minor": slice(len(S) - rank, len(S)),
@@ -45,7 +45,7 @@ def test_product_and_spectrum_are_the_definitions(shape, components, scaling):
     assert torch.linalg.norm(scaling * factors.B.double() @ factors.A.double() - product) < 1e-5 * largest
     assert torch.allclose(factors.singular_values.double(), values, atol=1e-5 * largest.item(), rtol=1e-4)
     assert factors.B.shape == (shape[0], rank) and factors.A.shape == (rank, shape[1])
-    # Balanced: both factors carry the square root of the values.
+    # Balanced: both factors contain the square root of the values.
     assert torch.allclose((factors.A**2).sum(1), (factors.B**2).sum(0), atol=1e-5)
 
 
@@ -57,7 +57,7 @@ def test_random_takes_whole_components():
     assert len(set(factors.singular_values.tolist())) == 7
 
 
-def test_orthonormal_scale_has_unit_directions():
+def test_orthonormal_weighting_has_unit_directions():
     factors = milora.decompose_weight(_weight((40, 30)), 5, weighting="orthonormal", scaling=0.5)
     assert torch.allclose(factors.B.T @ factors.B, torch.eye(5), atol=1e-5)
     assert torch.allclose(0.25 * factors.A @ factors.A.T, torch.eye(5), atol=1e-5)
@@ -83,7 +83,7 @@ def test_principal_residual_is_pefts_pissa(load_small):
         product, expected = (
             module.lora_B["default"].weight @ module.lora_A["default"].weight for module in (layer, theirs[name])
         )
-        # Neighbouring singular values at the band's edge turn into each other by what a certificate may leave, 1e-4.
+        # Singular values next to the edge of the band mix up to the certificate's bound, 1e-4.
         assert drift(product, expected) < 1e-3
         assert drift(layer.get_base_layer().weight, theirs[name].get_base_layer().weight) < 1e-4
 
@@ -106,7 +106,7 @@ REFUSED = [
     (torch.full((3, 4), float("nan")), 1, {}, "NaN or Inf"),
     (torch.full((3, 4), float("inf")), 1, {}, "NaN or Inf"),
     (torch.zeros(3, 4), 1, {"components": "min"}, "components='min' is unknown"),
-    (torch.zeros(3, 4), 1, {"scale": "none"}, "scale='none' is unknown"),
+    (torch.zeros(3, 4), 1, {"weighting": "none"}, "weighting='none' is unknown"),
 ]
 
 

@@ -8,7 +8,7 @@ import datasets
 import pytest
 import torch
 from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
-from peft.tuners.lora.loraga import preprocess_loraga
+from peft.tuners.lora import preprocess_loraga
 from transformers import AutoModelForCausalLM
 
 from milora.evaluation.target import target_of_run

@@ -1,16 +1,18 @@
-"""What the weights look like, and how far training moved them."""
+"""Measures the spectra of weights, and how far training changed them."""
 
 import copy
 import math
+from typing import cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from milora.method.variant import IntactVariant, update_factors
+from milora.method.variant import IntactVariant, base_weight, find_variant, update_factors
 
 
 def measure_spectra(model: nn.Module, count: int = 4) -> dict[str, list[float]]:
@@ -25,14 +27,14 @@ def measure_spectra(model: nn.Module, count: int = 4) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def measure_change(model: PeftModel, adapter_name: str = "default") -> float:
-    """Return ‖ΔW‖ = (Σ_layers ‖W_tuned − W‖²_F)^½ over the adapted layers; the model stays as it is."""
+    """Return ‖ΔW‖ = (Σ_layers ‖W_tuned − W‖²_F)^½ over the adapted layers; the model does not change."""
     layers = [part for part in model.modules() if isinstance(part, LoraLayer) and adapter_name in part.r]
     return math.sqrt(sum(_squared_change(layer, adapter_name) for layer in layers))
 
 
 @torch.no_grad()
 def measure_full_change(tuned: nn.Module, base: nn.Module) -> float:
-    """Return ‖ΔW‖ = (Σ ‖W_tuned − W‖²_F)^½ over all parameters of two models of one architecture."""
+    """Return ‖ΔW‖ = (Σ ‖W_tuned − W‖²_F)^½ over all parameters of two models of the same architecture."""
     pairs = zip(tuned.parameters(), base.parameters(), strict=True)
     return math.sqrt(
         sum(float((after.cpu().double() - before.cpu().double()).square().sum()) for after, before in pairs)
@@ -40,14 +42,16 @@ def measure_full_change(tuned: nn.Module, base: nn.Module) -> float:
 
 
 def _squared_change(layer: LoraLayer, adapter_name: str) -> float:
-    if isinstance(layer.lora_variant.get(adapter_name), IntactVariant):
+    variant = find_variant(layer, adapter_name)
+    if isinstance(variant, IntactVariant):
         up, down = (factor.double() for factor in update_factors(layer, adapter_name))
         scaling: float = layer.scaling[adapter_name]
         return scaling**2 * float(torch.trace(up.T @ up @ down @ down.T))
-    if adapter_name not in layer.lora_variant:
-        return float(layer.get_delta_weight(adapter_name).double().square().sum())
-    # Whatever else PEFT computes, its own merge says; on a copy of one layer, since merging rounds the base's weight.
-    merged = copy.deepcopy(layer).float()
+    linear = cast(LoraLinear, layer)  # the layers that do not derive from it have the same methods
+    if variant is None:
+        return float(linear.get_delta_weight(adapter_name).double().square().sum())
+    # PEFT's own merge covers its other variants. It works on a copy of one layer, because it rounds the base weight.
+    merged = copy.deepcopy(linear).float()
     merged.merge(adapter_names=[adapter_name])
-    change = merged.get_base_layer().weight - layer.get_base_layer().weight.float()
+    change = base_weight(merged) - base_weight(layer).float()
     return float(change.double().square().sum())

@@ -1,4 +1,4 @@
-"""Factors on disk, addressed by what they were made from."""
+"""A cache of factors on disk, addressed by the weight and the options that they were made from."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ from milora.method.errors import MiloraError
 from milora.method.files import replacing, view_bytes
 from milora.method.solver.certificate import Certificate
 
-VERSION = "1"  # changes whenever the same weight and options would give other factors
+VERSION = "1"  # to be changed whenever the same weight and options give other factors
 
 
 class FactorCache:
-    """A folder of factors. An entry is found by the bytes of its weight and its options, and checked by its own bytes.
+    """A folder of factors, each entry addressed by its weight's bytes and options, and verified by a checksum.
 
-    What is truncated, altered or unreadable counts as absent, and is written again.
+    An entry that is truncated, altered or unreadable counts as absent, and is written again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,16 +30,16 @@ class FactorCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, weight: Tensor, options: dict[str, Any]) -> Path:
-        """Return where the factors of this weight under these options lie, or would."""
+        """Return the path of the entry for this weight and these options, whether it exists or not."""
         digest = hashlib.sha256(json.dumps([VERSION, str(weight.dtype), list(weight.shape), options]).encode())
         digest.update(view_bytes(weight))
         return self.folder / f"{digest.hexdigest()}.safetensors"
 
     def read(self, path: Path) -> Factors | None:
-        """Return the factors at `path`, or None if they are not there whole."""
+        """Return the factors at `path`, or None if the entry is absent or invalid."""
         try:
             with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
                 metadata = file.metadata()
         except (FileNotFoundError, SafetensorError):
             return None
@@ -49,7 +49,11 @@ class FactorCache:
         return Factors(tensors["B"], tensors["A"], tensors["S"], tensors["largest"].item(), certificate)
 
     def write(self, path: Path, factors: Factors) -> None:
-        """Write through a temporary name, so that a killed process leaves no half entry."""
+        """Write an entry atomically.
+
+        Raises:
+            MiloraError: the folder cannot be written to.
+        """
         assert factors.certificate is not None
         largest = torch.tensor(factors.largest, dtype=torch.float64)
         tensors = {"B": factors.B, "A": factors.A, "S": factors.singular_values, "largest": largest}

@@ -1,4 +1,4 @@
-"""One weight → the factors of a band of its singular components."""
+"""Decomposes one weight into the factors of a band of its singular components."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,11 +16,14 @@ from milora.method.solver.lanczos import has_room, lanczos_bands
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """The rank-r band `scaling · B @ A` of a weight `(out, in)`, and the singular values it was made from.
+    """The rank-r band `scaling · B @ A` of a weight `(out, in)`, and its singular values.
 
-    `B` is `(out, r)`, `A` is `(r, in)`, `singular_values` `(r,)` descending; all float32, or float64 for a
-    float64 weight. `largest` is the largest singular value of the whole weight, within 1 %. `certificate` says how
-    the band was found and how good it is; None for factors that were read, not computed.
+    Attributes:
+        B: `(out, r)`, float32, or float64 for a float64 weight.
+        A: `(r, in)`, in the same dtype.
+        singular_values: `(r,)`, descending, in the same dtype.
+        largest: the largest singular value of the whole weight, within 1 %.
+        certificate: how the band was found and how accurate it is; None for factors that were loaded.
     """
 
     B: Tensor
@@ -42,27 +45,27 @@ def decompose_weight(
 ) -> Factors:
     """Return the factors of `rank` singular components of `weight` (arXiv 2406.09044, section 3).
 
-    With W = U S Vᵀ, singular values descending, and m the chosen components:
+    With W = U S Vᵀ, singular values descending, and m the selected components:
 
         weighting="singular":     B = U_m (S_m/s)^½   A = (S_m/s)^½ V_mᵀ   so that  s·B A = U_m S_m V_mᵀ
         weighting="orthonormal":  B = U_m             A = V_mᵀ / s         so that  s·B A = U_m V_mᵀ
 
     Args:
-        weight: `(out, in)`, any floating dtype; decomposed to the precision of float32, or of float64 if it is that.
+        weight: `(out, in)`, any floating dtype. The precision is that of float32, or of float64 for a float64 weight.
         rank: r, at most min(out, in).
         components: the last r ("minor", MiLoRA), the first r ("principal", PiSSA), the r around the middle of the
-            spectrum, or r drawn by `seed` without replacement (paper section 5, table 6).
-        weighting: whether the singular values go into the factors.
+            spectrum, or r drawn without replacement (paper section 5, table 6).
+        weighting: whether the factors include the singular values.
         scaling: s, LoRA's alpha / r or alpha / √r.
         solver: "lanczos" (block Lanczos, either end of the spectrum), "gram" (eigenvectors of WᵀW), "exact" (full
-            SVD), or the fastest of them. A result that fails its certificate is replaced by the exact one.
-        seed: of "random" and of the start of "lanczos".
+            SVD), or the fastest of them ("auto"). A result that fails its certificate is replaced by the exact one.
+        seed: the seed of "random" components and of the starting block of "lanczos".
 
     Signs are canonical: the entry of largest magnitude in each column of U is positive.
 
     Raises:
-        MiloraError: the weight is not a finite matrix, the rank is out of range, an option is unknown or does not fit
-            the others, or not even the exact decomposition passes the certificate.
+        MiloraError: the weight is not a finite matrix, the rank is out of range, an option is unknown or conflicts
+            with another, or the exact decomposition fails its certificate too.
     """
     _check(weight, rank, components, weighting, solver)
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -80,15 +83,15 @@ def decompose_weight(
 def _certified_band(
     W: Tensor, rank: int, components: Components, solver: Solver, seed: int, reasons: tuple[str, ...] = ()
 ) -> tuple[Band, Certificate]:
-    """The band of a tall `W` from the first method that passes: the one asked for, the exact ones, the CPU's."""
+    """Return the band of a tall `W` by the first method that passes: the requested one, exact ones, then the CPU."""
     for method in dict.fromkeys([_method(W, rank, components, solver), "exact", "exact float64"]):
-        reason = f"{method}: nothing to start from"
+        reason = f"{method}: no candidate"
         try:
-            # On a GPU float64 costs little, and float32 may silently be TF32.
+            # On a GPU, float64 costs little, and float32 may be TF32 without notice.
             precise = W if W.is_cpu else W.double()
             for band in _bands(method, precise, rank, components, seed):
                 certificate = certify(precise, band, method, fallback="; ".join(reasons))
-                # Float64 is held to the rounding of W itself, LAPACK in W's own precision to LAPACK's bound.
+                # A float64 result must meet the rounding of W itself; LAPACK in W's own precision, LAPACK's bound.
                 noise = torch.finfo(W.dtype).eps * (8 if band.S.dtype != W.dtype else 4 * len(W) ** 0.5)
                 reason = objection(certificate, band, components, noise)
                 if not reason:
@@ -102,25 +105,25 @@ def _certified_band(
 
 
 def _bands(method: str, W: Tensor, rank: int, components: Components, seed: int) -> Iterable[Band]:
-    """What `method` offers, for a tall `W`."""
+    """Return the candidates of `method` for a tall `W`."""
     if method == "lanczos":
         return lanczos_bands(W, rank, components, seed) if has_room(rank, W.shape[1]) else []
-    chosen = _choose(components, rank, W.shape[1], seed).to(W.device)
+    selected = _select(components, rank, W.shape[1], seed).to(W.device)
     if method == "gram":
-        return [gram_band(W.double(), chosen)]
-    return [exact_band(W if method == "exact" else W.double(), chosen)]
+        return [gram_band(W.double(), selected)]
+    return [exact_band(W if method == "exact" else W.double(), selected)]
 
 
 def _method(W: Tensor, rank: int, components: Components, solver: Solver) -> str:
-    """The fastest method that can be expected to pass, unless one is named."""
+    """Return the requested method, or the fastest one that is expected to pass."""
     if solver != "auto":
         return solver
     m, n = W.shape
     if W.dtype == torch.float64 or n < 64:
         return "exact"
-    # For a nearly square weight, eigh in float64 takes as long as the full decomposition in float32.
+    # For a nearly square weight, eigh in float64 takes as long as the full SVD in float32.
     direct = "gram" if m > n + n // 4 else "exact"
-    # Above these shares of the columns the direct method was measured faster, on either end of the spectrum.
+    # Above these fractions of the columns, the direct method was measured to be faster, at both ends of the spectrum.
     smaller, larger = (12, 8) if direct == "gram" else (9, 6)
     few = rank <= n // (larger if n >= 1024 else smaller)
     return "lanczos" if components in ("minor", "principal") and n >= 448 and few else direct
@@ -139,20 +142,24 @@ def _check(weight: Tensor, rank: int, components: str, weighting: str, solver: s
         raise MiloraError(f"a weight must be a matrix, got shape {tuple(weight.shape)}", "pass a 2-D tensor")
     check_rank(rank, tuple(weight.shape))
     if not torch.stack(weight.aminmax()).isfinite().all():
-        raise MiloraError("the weight holds NaN or Inf", "load an intact checkpoint")
+        raise MiloraError("the weight contains NaN or Inf", "load an undamaged checkpoint")
 
 
 def check_rank(rank: int, shape: tuple[int, ...]) -> None:
-    """Raise unless a weight of this shape has `rank` components."""
+    """Raise unless a weight of this shape has at least `rank` components.
+
+    Raises:
+        MiloraError: the rank is out of range.
+    """
     if not 1 <= rank <= min(shape):
         raise MiloraError(
-            f"rank {rank} is outside 1 … {min(shape)}, the rank of a {shape} weight at most",
+            f"rank {rank} is outside 1 … {min(shape)}, the largest possible rank of a {shape} weight",
             "lower the rank, or set one for this layer with rank_pattern",
         )
 
 
-def _choose(components: Components, rank: int, total: int, seed: int) -> Tensor:
-    """Indices, ascending, of the chosen components among `total` in descending order."""
+def _select(components: Components, rank: int, total: int, seed: int) -> Tensor:
+    """Return the indices, ascending, of the selected components among `total` in descending order."""
     match components:
         case "minor":
             return torch.arange(total - rank, total)

@@ -2,7 +2,7 @@
 
 
 class MiloraError(ValueError):
-    """A broken rule: the message names the rule and the value, `hint` the way out."""
+    """A rule was broken: `message` names the rule and the value, `hint` says how to fix it."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)

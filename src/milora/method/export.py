@@ -1,4 +1,4 @@
-"""A trained adapter → what the rest of the world loads: an ordinary LoRA, or a residual model with its adapter."""
+"""Exports a trained adapter to formats that other tools load: an ordinary LoRA, or a residual model and adapter."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from milora.method.errors import MiloraError
 from milora.method.files import filling
-from milora.method.layers import milora_layers
-from milora.method.variant import INITIAL_A, INITIAL_B, update_factors
+from milora.method.layers import lora_config, milora_layers
+from milora.method.variant import INITIAL_A, INITIAL_B, trained_factors, update_factors
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """Where the LoRA was written, its rank, and by layer the part of ΔW it lost, ‖ΔW − ΔW_rank‖/‖ΔW‖ (Frobenius)."""
+    """Where a LoRA was written, its rank, and the error ‖ΔW − ΔW_rank‖/‖ΔW‖ (Frobenius) of each layer by name."""
 
     path: Path
     rank: int
@@ -37,12 +37,15 @@ def save_milora_as_lora(
 
         ΔW = s·(B A − B₀ A₀) = s·[B − B₀, B₀] [A; A − A₀]        rank 2r, exact
 
-    Scaling is folded into B (lora_alpha = r) and smaller ranks of a rank pattern are padded with zeros, so that no
-    reader needs patterns or rsLoRA.
+    The scaling is folded into B (lora_alpha = r), and smaller ranks of a rank pattern are padded with zeros: readers
+    need not support patterns or rsLoRA.
 
     Args:
-        rank: recompress to this rank by QR of both factors and an SVD of the 2r × 2r core, in float64; the best
-            approximation there is (Eckart–Young), its error in the report.
+        path: the folder to write to.
+        model: the trained model.
+        adapter_name: the adapter to export.
+        rank: recompress to this rank by QR of both factors and an SVD of the 2r × 2r core, in float64. The result is
+            the best approximation of that rank (Eckart–Young), and the report contains its error.
 
     Raises:
         MiloraError: the adapter was not initialized by milora, or `rank` is outside 1 … 2r.
@@ -51,7 +54,9 @@ def save_milora_as_lora(
 
 
 def replace_by_lora(model: PeftModel, adapter_name: str = "default") -> PeftModel:
-    """Return the base with the ordinary LoRA that `save_milora_as_lora` would write, in eval mode; `model` is consumed.
+    """Return the base with the ordinary LoRA that `save_milora_as_lora` would write, in eval mode.
+
+    `model` is consumed.
 
     Raises:
         MiloraError: the adapter was not initialized by milora.
@@ -64,7 +69,7 @@ def replace_by_lora(model: PeftModel, adapter_name: str = "default") -> PeftMode
 
 @dataclass(frozen=True, slots=True)
 class OrdinaryLora:
-    """An adapter that plain PEFT loads, and by layer what recompression lost of ΔW."""
+    """An adapter that plain PEFT loads, and the recompression error of each layer by name."""
 
     config: LoraConfig
     state: dict[str, Tensor]
@@ -79,19 +84,22 @@ def _combine(model: PeftModel, adapter_name: str, rank: int | None) -> OrdinaryL
         up, down = (factor.detach() for factor in update_factors(layer, adapter_name))
         updates[name] = up * layer.scaling[adapter_name], down
         del state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
-    return combine_updates(state, model.peft_config[adapter_name], updates, rank)
+    return combine_updates(state, lora_config(model, adapter_name), updates, rank)
 
 
 def combine_updates(
     state: dict[str, Tensor], config: LoraConfig, updates: dict[str, tuple[Tensor, Tensor]], rank: int | None
 ) -> OrdinaryLora:
-    """Return ΔW = up·down of each layer as one ordinary LoRA, with what else the adapter's `state` contains.
+    """Return ΔW = up·down of each layer as one ordinary LoRA, with the other tensors of the adapter's `state`.
 
-    `up` is `(out, r)` with the scaling in it, `down` `(r, in)`; see `save_milora_as_lora` for `rank`.
+    `up` is `(out, r)` and includes the scaling, `down` is `(r, in)`. See `save_milora_as_lora` for `rank`.
+
+    Raises:
+        MiloraError: `rank` is out of range.
     """
     exact_rank = max(up.shape[1] for up, _ in updates.values())
     if rank is not None and not 1 <= rank <= exact_rank:
-        raise MiloraError(f"rank={rank} is outside 1 … {exact_rank}", f"{exact_rank} is exact already")
+        raise MiloraError(f"rank={rank} is outside 1 … {exact_rank}", f"rank {exact_rank} is exact")
     written_rank = rank or exact_rank
     errors: dict[str, float] = {}
     for name, (up, down) in updates.items():
@@ -108,7 +116,7 @@ def combine_updates(
 
 
 def write_lora(path: Path, found: OrdinaryLora) -> ExportReport:
-    """Write an ordinary LoRA in PEFT's layout; its files appear once all are written."""
+    """Write an ordinary LoRA in PEFT's layout; its files appear once all of them are written."""
     _write_adapter(path, found.state, found.config)
     return ExportReport(path, found.config.r, found.errors)
 
@@ -116,27 +124,27 @@ def write_lora(path: Path, found: OrdinaryLora) -> ExportReport:
 def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str = "default") -> None:
     """Write the paper's form: the residual model W − s·B₀A₀ in `path`, and (A, B) as a LoRA on it in `path`/adapter.
 
-    The model is consumed: its weights are the residual's afterwards. Load it in float32 where rounding matters.
+    The model is consumed: its weights are the residual ones afterwards. Load it in float32 if rounding matters.
 
     Raises:
-        MiloraError: the adapter was not loaded or initialised with form="residual".
+        MiloraError: the adapter was not initialized by milora.
     """
     layers = milora_layers(model, adapter_name)
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     state = {key: value for key, value in state.items() if INITIAL_A not in key and INITIAL_B not in key}
-    config = _ordinary(model.peft_config[adapter_name])
+    config = _ordinary(lora_config(model, adapter_name))
     config.base_model_name_or_path = str(path)
     _write_adapter(Path(path) / "adapter", state, config)
     for layer in layers.values():
-        layer.lora_B[adapter_name].weight.data.zero_()  # merging s·B A = 0 leaves W_p
+        trained_factors(layer, adapter_name)[1].data.zero_()  # merging s·B A = 0 leaves W_p
     with filling(Path(path)) as folder:
         model.merge_and_unload().save_pretrained(folder)
 
 
 class MiloraCallback(TrainerCallback):
-    """Writes the portable LoRA as `lora-<step>` beside each checkpoint of a transformers Trainer.
+    """Writes the portable LoRA to `lora-<step>` beside each checkpoint of a transformers Trainer.
 
-    Not inside it: on resume the Trainer would take the folder for one more adapter.
+    It is not written inside the checkpoint, because a Trainer that resumes would load the folder as another adapter.
     """
 
     def on_save(
@@ -158,7 +166,7 @@ def _compress(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, floa
 
 
 def _ordinary(config: LoraConfig) -> LoraConfig:
-    """The adapter's config without what plain PEFT could not read."""
+    """Return a copy of the adapter's config that plain PEFT can load."""
     config = deepcopy(config)
     config.init_lora_weights = True
     config.inference_mode = True

@@ -1,7 +1,7 @@
-"""Many weights → their factors: over several cores and processes, from a cache, with a progress bar.
+"""Decomposes many weights: on several cores and processes, with a cache and a progress bar.
 
-Each process of a launch decomposes a share of the weights, and all end with the same factors. Only torch.distributed is
-used; if it is not initialized, or has one process, that process decomposes everything.
+Each process of a launch decomposes a shard of the weights, and all processes get the same factors. Only
+torch.distributed is used; if it is not initialized or has one process, that process decomposes all weights.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,11 +23,12 @@ from milora.method.decomposition import Factors, check_rank, decompose_weight
 from milora.method.errors import MiloraError
 from milora.method.files import view_bytes
 from milora.method.options import Components, Weighting
+from milora.method.variant import base_weight, weight_shape
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which components of every weight, and how they go into the factors; see `decompose_weight`."""
+    """The options of every decomposition; see `decompose_weight`."""
 
     components: Components = "minor"
     weighting: Weighting = "singular"
@@ -43,22 +44,27 @@ def decompose_layers(
     jobs: int = 1,
     cache: Path | None = None,
 ) -> Iterator[tuple[str, Factors]]:
-    """Yield each layer's name and the factors of its base weight, in order; rank and scaling are the layers' own.
+    """Yield the name of each layer and the factors of its base weight, in order.
+
+    Rank and scaling are read from each layer.
 
     Args:
-        read: gives the weight `(out, in)` of the layer of that name, when its turn comes.
-        jobs: weights at a time, each on one thread of its own where there are more than one: for matrices of this size
-            two threads on two weights beat two threads on one. Memory beyond what `read` holds is a few weights for
-            each.
-        cache: a folder in which factors are looked up and kept.
+        layers: the layers by name.
+        adapter_name: the adapter whose rank and scaling are used.
+        choice: the options of every decomposition.
+        read: returns the weight `(out, in)` of a layer by name; called once per layer, when the weight is needed.
+        jobs: the number of weights decomposed at a time, each on one thread if it is more than one: for matrices of
+            this size, two threads on two weights are faster than two threads on one. Each job needs the memory of a few
+            weights.
+        cache: a folder in which factors are looked up and stored.
 
     Raises:
-        MiloraError: with the name of the layer whose weight cannot be decomposed.
+        MiloraError: a weight cannot be decomposed; the message names its layer.
     """
     store = FactorCache(cache) if cache else None
     for name, layer in layers.items():
-        with _named(name):  # before hours are spent on the layers before it
-            check_rank(layer.r[adapter_name], (layer.out_features, layer.in_features))
+        with _named(name):  # checked first: the layers before it may take hours
+            check_rank(layer.r[adapter_name], weight_shape(layer))
 
     def decompose(name: str) -> Factors:
         layer = layers[name]
@@ -73,7 +79,8 @@ def decompose_layers(
         return factors
 
     work = {name: cost_of(layer) for name, layer in layers.items()}
-    # Counted in operations, not in matrices: the time left is then honest where shapes differ. Off without a terminal.
+    # Counted in operations, not in matrices: the remaining time is then correct for different shapes.
+    # disable=None turns the bar off without a terminal.
     bar = tqdm(total=sum(work.values()), desc="decomposing", disable=None, bar_format=BAR)
     with bar, _workers(jobs) as pool:
         for name, result in zip(layers, pool.map(decompose, layers), strict=True):
@@ -95,9 +102,9 @@ def _named(layer: str) -> Iterator[None]:
 
 @contextmanager
 def _workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads suffice: LAPACK runs without Python's lock."""
+    """Yield a pool of threads; threads are enough, because LAPACK releases Python's lock."""
     if jobs < 1:
-        raise MiloraError(f"jobs={jobs} is below 1", "give the number of cores to use")
+        raise MiloraError(f"jobs={jobs} is below 1", "pass the number of cores to use")
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(jobs, initializer=lambda: torch.set_num_threads(threads if jobs == 1 else 1))
     try:
@@ -113,28 +120,28 @@ Found = TypeVar("Found", Factors, tuple[Tensor, Tensor])
 def decompose_together(
     layers: dict[str, LoraLinear], decompose: Callable[[dict[str, LoraLinear]], dict[str, Found]]
 ) -> dict[str, Found]:
-    """Return what `decompose` finds for all layers, each found by one process and given to all of them.
+    """Return the result of `decompose` for all layers; each layer is decomposed by one process and sent to the others.
 
-    Every process of the launch must call this, with the same weights.
+    Every process of the launch must call this with the same weights.
 
     Raises:
-        MiloraError: what any process' `decompose` raised, on all of them; or a weight, or a found factor, is not the
-            same on all processes.
+        MiloraError: `decompose` raised an error on any process, or a weight or a factor differs between processes. All
+            processes raise it.
     """
-    if not is_shared():
+    if not is_distributed():
         return decompose(layers)
     _check_same(
-        {name: _digest(layer.get_base_layer().weight) for name, layer in layers.items()},
+        {name: _digest(base_weight(layer)) for name, layer in layers.items()},
         "weight",
-        "every process must load all weights before initialising: without fsdp_cpu_ram_efficient_loading, zero.Init "
-        "or a device map",
+        "load all weights on every process before the initialization: without fsdp_cpu_ram_efficient_loading, "
+        "zero.Init or a device map",
     )
-    owners = share_out({name: cost_of(layer) for name, layer in layers.items()}, dist.get_world_size())
-    share = {name: layer for name, layer in layers.items() if owners[name] == dist.get_rank()}
+    owners = assign_ranks({name: cost_of(layer) for name, layer in layers.items()}, dist.get_world_size())
+    shard = {name: layer for name, layer in layers.items() if owners[name] == dist.get_rank()}
     mine: dict[str, Found] = {}
     failure = None
     try:
-        mine = {name: _on_cpu(found) for name, found in decompose(share).items()} if share else {}
+        mine = {name: _on_cpu(found) for name, found in decompose(shard).items()} if shard else {}
     except MiloraError as error:
         failure = error.message, error.hint
     gathered = _gather((mine, failure))
@@ -147,19 +154,23 @@ def decompose_together(
 
 
 def check_same_factors(factors: Mapping[str, Factors | tuple[Tensor, Tensor]]) -> None:
-    """Raise on every process unless all processes have the same factors; where there is one, do nothing."""
-    if is_shared():
+    """Raise on every process unless all processes have the same factors.
+
+    Raises:
+        MiloraError: a factor differs between processes.
+    """
+    if is_distributed():
         digests = {name: _digest(*_pair(found)) for name, found in factors.items()}
-        _check_same(digests, "factor", "give every process the factors of one and the same decomposition")
+        _check_same(digests, "factor", "pass the factors of the same decomposition on every process")
 
 
-def is_shared() -> bool:
-    """Whether this process is one of several."""
+def is_distributed() -> bool:
+    """Return whether this process is one of several."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def share_out(costs: dict[str, int], ranks: int) -> dict[str, int]:
-    """Return the rank of each name: the costliest first, each to the rank with the least so far."""
+def assign_ranks(costs: dict[str, int], ranks: int) -> dict[str, int]:
+    """Return the process rank of each name: in descending order of cost, each to the rank with the lowest total."""
     loads = [0] * ranks
     owners = {}
     for name in sorted(costs, key=lambda name: (-costs[name], name)):
@@ -169,8 +180,8 @@ def share_out(costs: dict[str, int], ranks: int) -> dict[str, int]:
 
 
 def cost_of(layer: LoraLinear) -> int:
-    """Operations of a decomposition, up to a factor: m n² for m ≥ n."""
-    small, large = sorted((layer.in_features, layer.out_features))
+    """Return the operations of a decomposition, up to a factor: m n² for m ≥ n."""
+    small, large = sorted(weight_shape(layer))
     return int(large * small**2)
 
 
@@ -180,7 +191,7 @@ def _check_same(digests: dict[str, str], what: str, hint: str) -> None:
     for rank, other in enumerate(others, 1):
         for name in first:
             if other.get(name) != first[name]:
-                raise MiloraError(f"{name}: the {what} on process {rank} is not that on process 0", hint)
+                raise MiloraError(f"{name}: the {what} on process {rank} differs from that on process 0", hint)
 
 
 def _gather(mine: Any) -> list[Any]:
@@ -194,7 +205,7 @@ def _pair(found: Factors | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _on_cpu(found: Found) -> Found:
-    """A tensor of a GPU would arrive on the sender's."""
+    """Return the factors on the CPU: a CUDA tensor would be received on the sender's device."""
     if isinstance(found, Factors):
         return replace(found, B=found.B.cpu(), A=found.A.cpu(), singular_values=found.singular_values.cpu())
     A, B = found

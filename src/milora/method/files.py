@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and digests of what is in them."""
+"""Atomic file writes, and digests of file contents."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what is written there takes its place at the end, on the disk.
+    """Yield a temporary path beside `path`; the file written there is synced and replaces `path` at the end.
 
     After a crash at any moment, `path` is the old file or the new one.
     """
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder whose files move into `folder` once all are written."""
+    """Yield a temporary folder; its files move into `folder` once all of them are written."""
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
     try:
@@ -45,6 +45,7 @@ def filling(folder: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; see `replacing`."""
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)
 
@@ -68,8 +69,8 @@ def hash_file(path: Path) -> str:
 
 
 def view_bytes(tensor: "Tensor") -> memoryview:
-    """Return the tensor's bytes, without a copy where it is contiguous on the CPU already."""
-    import torch  # heavy, and those who only write files have no need of it
+    """Return the tensor's bytes, without a copy if it is contiguous and on the CPU."""
+    import torch  # slow to import, and writing files does not need it
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data

@@ -1,33 +1,40 @@
-"""Bands of singular components → the LoRA layers of a PeftModel, in place."""
+"""Initializes the LoRA layers of a PeftModel in place from bands of singular components."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora.layer import Linear as LoraLinear
-from peft.tuners.lora.model import LoraModel
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraModel
 from torch import Tensor
 
 from milora.method.decomposition import Factors
 from milora.method.errors import MiloraError
 from milora.method.factors import Choice, check_same_factors, decompose_layers, decompose_together
-from milora.method.layers import MARK, MARKS, check_base, ready_layers, tied_weights
+from milora.method.layers import MARK, MARKS, check_base, lora_config, ready_layers, tied_weights
 from milora.method.options import Components, Form, Weighting
 from milora.method.solver.certificate import Certificate
-from milora.method.variant import attach_factors, read_weight
+from milora.method.variant import attach_factors, base_weight, read_weight, trained_factors
 
-VANISHING = 1e-3  # of the largest singular value: below it B₀ and A₀ are too small to train from
+VANISHING = 1e-3  # relative to the largest singular value: below it, B₀ and A₀ are too small to train
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer: its rank, the singular values its factors hold (first, last), the largest of its weight, the rounding
-    error ‖round(W_p) − W_p‖/‖s·B₀A₀‖ of a residual weight (0 for intact), and the certificate of its decomposition."""
+    """How one layer was initialized.
+
+    Attributes:
+        rank: r.
+        band: the first and the last singular value in the factors.
+        largest: the largest singular value of the weight.
+        rounding_error: ‖round(W_p) − W_p‖/‖s·B₀A₀‖ of a residual weight; 0 for intact.
+        certificate: see `Factors`.
+    """
 
     rank: int
     band: tuple[float, float]
@@ -38,7 +45,7 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class InitializationReport:
-    """What `initialize_lora_milora_weights` did, by layer name, the seconds it took, and what to worry about."""
+    """How `initialize_lora_milora_weights` initialized each layer by name, the seconds it took, and its warnings."""
 
     layers: dict[str, LayerReport]
     seconds: float
@@ -57,26 +64,26 @@ def initialize_lora_milora_weights(
     jobs: int = 1,
     cache: Path | None = None,
 ) -> InitializationReport:
-    """Start a LoRA adapter from singular components of its base weights, in place; the outputs do not change.
+    """Initialize a LoRA adapter from singular components of its base weights, in place; the outputs do not change.
 
-        form="intact":    y = W x + s·B A x − s·B₀ A₀ x      W stays as it is
+        form="intact":    y = W x + s·B A x − s·B₀ A₀ x      W is unchanged
         form="residual":  y = (W − s·B₀ A₀) x + s·B A x      W is replaced (paper, section 3)
 
-    Where torch.distributed is initialised, every process must call this before an engine shards the model: the weights
-    are shared out, and all processes end with the same factors.
+    If torch.distributed is initialized, every process must call this before an engine shards the model. The
+    decomposition is sharded across processes, and all processes get the same factors.
 
     Args:
         model: what `get_peft_model(base, LoraConfig(…))` returned, before training.
-        milora_state_dict: factors from `get_milora_state_dict`, instead of decomposing now.
-        adapter_name: the adapter to start; rank and scaling are read from its layers, so rank patterns, alpha
-            patterns and rsLoRA come for free.
+        milora_state_dict: factors from `get_milora_state_dict`, used instead of decomposing.
+        adapter_name: the adapter to initialize. Rank and scaling are read from its layers, so that rank patterns, alpha
+            patterns and rsLoRA are supported.
         components, weighting, seed: see `decompose_weight`.
-        form: which of the two forms.
+        form: one of the two forms.
         jobs, cache: see `decompose_layers`.
 
     Raises:
-        MiloraError: the adapter cannot be started exactly (DoRA, a second initialisation, an unsupported layer, a
-            rank above min(W.shape), a weight with NaN, a tied or quantised weight in residual form …). The model is
+        MiloraError: the adapter cannot be initialized exactly (DoRA, a second initialization, an unsupported layer, a
+            rank above min(W.shape), a weight with NaN, a tied or quantized weight in residual form …). The model is
             then unchanged.
     """
     started = time.perf_counter()
@@ -109,11 +116,16 @@ def get_milora_state_dict(
     jobs: int = 1,
     cache: Path | None = None,
 ) -> dict[str, Tensor]:
-    """Decompose the base weights of an adapter's layers and change nothing.
+    """Decompose the base weights of an adapter's layers; the model does not change.
 
     Returns `{layer}.lora_A.weight` `(r, in)`, `{layer}.lora_B.weight` `(out, r)` and `{layer}.singular_values`
-    `(r + 1,)`, the band's and then the weight's largest, on the CPU; see `initialize_lora_milora_weights` for the
-    arguments and errors.
+    `(r + 1,)`, those of the band and then the largest of the weight, all on the CPU.
+
+    Args:
+        model, adapter_name, components, weighting, seed, jobs, cache: see `initialize_lora_milora_weights`.
+
+    Raises:
+        MiloraError: see `initialize_lora_milora_weights`.
     """
     layers = ready_layers(model, adapter_name, "intact")
     state: dict[str, Tensor] = {}
@@ -132,7 +144,7 @@ def _reader(layers: dict[str, LoraLinear]) -> Callable[[str], Tensor]:
 
 
 def report_layer(factors: Factors, rounding_error: float = 0.0) -> LayerReport:
-    """Return what there is to say of a layer that starts from these factors."""
+    """Return the report of a layer that starts from these factors."""
     values = factors.singular_values
     band = values[0].item(), values[-1].item()
     return LayerReport(len(values), band, factors.largest, rounding_error, factors.certificate)
@@ -149,26 +161,24 @@ def start_layers(
     """Attach (A₀, B₀) to each layer and mark the adapter; return the rounding errors of residual weights."""
     tied = tied_weights(model)
     rounding_errors = {
-        name: attach_factors(
-            layer, adapter_name, *factors[name], form=form, tied=id(layer.get_base_layer().weight) in tied
-        )
+        name: attach_factors(layer, adapter_name, *factors[name], form=form, tied=id(base_weight(layer)) in tied)
         for name, layer in layers.items()
     }
-    # The saved config says that the adapter needs its initial factors.
-    model.peft_config[adapter_name].init_lora_weights = mark
-    # PEFT has no hook there, and reads lora_A and lora_B directly. A partial, since deepcopy follows its arguments.
-    model.base_model.add_weighted_adapter = partial(_combine_ordinary, model)
+    # The mark in the saved config says that the adapter needs its initial factors. PEFT annotates only its own words.
+    lora_config(model, adapter_name).init_lora_weights = mark  # type: ignore[assignment]
+    # PEFT has no hook there, and reads lora_A and lora_B directly. A partial, because deepcopy follows its arguments.
+    model.base_model.add_weighted_adapter = partial(_combine_ordinary, model)  # type: ignore[assignment]
     return rounding_errors
 
 
 def _combine_ordinary(model: PeftModel, adapters: list[str], *args: Any, **kwargs: Any) -> None:
     for name in adapters:
-        if name in model.peft_config and model.peft_config[name].init_lora_weights in MARKS:
+        if name in model.peft_config and lora_config(model, name).init_lora_weights in MARKS:
             raise MiloraError(
                 f"add_weighted_adapter would combine s·BA of adapter {name!r} without its −s·B₀A₀",
-                "save it with save_milora_as_lora, load that as an ordinary adapter and combine that",
+                "save it with save_milora_as_lora, load the result as an ordinary adapter and combine that",
             )
-    LoraModel.add_weighted_adapter(model.base_model, adapters, *args, **kwargs)
+    LoraModel.add_weighted_adapter(cast(LoraModel, model.base_model), adapters, *args, **kwargs)
 
 
 def _factors_from(state: dict[str, Tensor], name: str, layer: LoraLinear, adapter_name: str) -> Factors:
@@ -176,20 +186,20 @@ def _factors_from(state: dict[str, Tensor], name: str, layer: LoraLinear, adapte
         A, B, values = (state[f"{name}.{key}"] for key in ("lora_A.weight", "lora_B.weight", _VALUES))
     except KeyError as error:
         raise MiloraError(f"milora_state_dict has no {error}", "make it with get_milora_state_dict") from error
-    if A.shape[0] != layer.lora_A[adapter_name].weight.shape[0]:
+    if A.shape[0] != len(trained_factors(layer, adapter_name)[0]):
         raise MiloraError(
-            f"{name}: milora_state_dict has rank {A.shape[0]}, the adapter {layer.r[adapter_name]}",
+            f"{name}: milora_state_dict has rank {A.shape[0]}, and the adapter has rank {layer.r[adapter_name]}",
             "make both with the same LoraConfig",
         )
     return Factors(B, A, values[:-1], values[-1].item())
 
 
 def find_warnings(reports: dict[str, LayerReport], weighting: Weighting) -> list[str]:
-    """Return, as sentences, what to worry about in a start."""
+    """Return the warnings about an initialization, as sentences."""
     vanishing = [name for name, layer in reports.items() if layer.band[0] < VANISHING * layer.largest]
     if not vanishing or weighting == "orthonormal":
         return []
     return [
         f"{len(vanishing)} of {len(reports)} layers start from singular values below {VANISHING:g} of the largest "
-        f'({vanishing[0]} …): factors near zero hardly train; weighting="orthonormal" keeps them at length one'
+        f'({vanishing[0]} …): factors near zero hardly train; weighting="orthonormal" gives them unit length'
     ]

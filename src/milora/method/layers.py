@@ -1,48 +1,59 @@
-"""Which layers of a PeftModel can carry MiLoRA, and the rules they must keep."""
+"""Which layers of a PeftModel MiLoRA can initialize, and the rules they must meet."""
 
 from collections import Counter
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from peft import LoraConfig, PeftModel
-from peft.tuners.lora.layer import Linear as LoraLinear
-from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from peft.utils import PeftType
-from peft.utils.integrations import get_bnb_param_type
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from milora.method.errors import MiloraError
 from milora.method.options import Form
-from milora.method.variant import IntactVariant, ResidualVariant, read_weight
+from milora.method.variant import (
+    IntactVariant,
+    base_weight,
+    find_variant,
+    has_residual,
+    is_quantized,
+    read_weight,
+    trained_factors,
+)
 
 MARK = "milora"  # init_lora_weights of an adapter that needs its initial factors: plain PEFT refuses the name
-# The same, of factors that have no relation to the weight (LoRA-GA's): nothing in them tells a wrong base.
+# The same for factors without a relation to the weight (LoRA-GA's): a wrong base cannot be detected from them.
 UNCERTIFIED = "milora-uncertified"
 MARKS = (MARK, UNCERTIFIED)
 
 
 def ready_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, LoraLinear]:
-    """Return an adapter's linear LoRA layers by name, each able to take an exact start in the form `base` now.
+    """Return the linear LoRA layers of an adapter by name, each ready to be initialized in the given form.
 
     Raises:
-        MiloraError: the rule that is broken, the layer that breaks it, and the way out.
+        MiloraError: a layer breaks a rule; the message names both.
     """
     layers = fitting_layers(model, adapter_name, form)
     for name, layer in layers.items():
-        weight = layer.get_base_layer().weight
+        weight = base_weight(layer)
         if weight.is_meta:
             raise MiloraError(f"{name}: the weight is on the meta device", "load the model's weights first")
-        if _is_shared_out(weight):
+        if _is_sharded(weight):
             raise MiloraError(
-                f"{name}: the weight is shared out among processes already (FSDP, ZeRO-3)",
-                "initialise before the engine prepares the model; with ZeRO-3, load it before TrainingArguments exist",
+                f"{name}: the weight is already sharded across processes (FSDP, ZeRO-3)",
+                "initialize before the engine prepares the model; with ZeRO-3, load it before TrainingArguments exist",
             )
     return layers
 
 
 def fitting_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, LoraLinear]:
-    """The same, of a model whose weights may be on the meta device: its structure alone is looked at."""
+    """Return the same layers as `ready_layers`, of a model that may be on the meta device: only structure is checked.
+
+    Raises:
+        MiloraError: a layer breaks a rule; the message names both.
+    """
     layers = _linear_layers(model, adapter_name)
     _check_adapter(model, adapter_name, layers)
     if form not in get_args(Form):
@@ -54,22 +65,23 @@ def fitting_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str,
 
 def _linear_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]:
     if not isinstance(model, PeftModel):
-        raise MiloraError(f"{type(model).__name__} is no PeftModel", "call get_peft_model(model, LoraConfig(…)) first")
+        raise MiloraError(
+            f"{type(model).__name__} is not a PeftModel", "call get_peft_model(model, LoraConfig(…)) first"
+        )
     if adapter_name not in model.peft_config:
         raise MiloraError(
             f"there is no adapter {adapter_name!r}", f"the model has {', '.join(map(repr, model.peft_config))}"
         )
-    if model.peft_config[adapter_name].peft_type != PeftType.LORA:
-        raise MiloraError(
-            f"adapter {adapter_name!r} is {model.peft_config[adapter_name].peft_type.value}, not LoRA", "use LoraConfig"
-        )
+    peft_type = model.peft_config[adapter_name].peft_type
+    if peft_type != PeftType.LORA:
+        raise MiloraError(f"adapter {adapter_name!r} is {PeftType(peft_type).value}, not LoRA", "use LoraConfig")
     layers: dict[str, LoraLinear] = {}
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
         kind = type(module).__name__
         if adapter_name in module.lora_A and kind in ("Linear", "Linear4bit", "Linear8bitLt"):
-            layers[name] = module
+            layers[name] = cast(LoraLinear, module)  # bitsandbytes' layers have the same attributes
         elif adapter_name in {*module.lora_A, *module.lora_embedding_A}:
             raise MiloraError(
                 f"{name}: MiLoRA decomposes linear layers, not lora.{kind}", "take the layer out of target_modules"
@@ -77,30 +89,36 @@ def _linear_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]
     return layers
 
 
-def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLinear]) -> None:
+def lora_config(model: PeftModel, adapter_name: str) -> LoraConfig:
+    """Return the config of a LoRA adapter."""
     config = model.peft_config[adapter_name]
     assert isinstance(config, LoraConfig)
+    return config
+
+
+def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLinear]) -> None:
+    config = lora_config(model, adapter_name)
     refused = {
         "use_dora=True rescales the whole weight, not an update of it": config.use_dora,
-        "lora_bias=True has no part in the decomposition": config.lora_bias,
-        f"bias={config.bias!r} trains the base's own biases": config.bias != "none",
-        f"init_lora_weights={config.init_lora_weights!r} has changed the base already": config.init_lora_weights
+        "lora_bias=True is not part of the decomposition": config.lora_bias,
+        f"bias={config.bias!r} trains the biases of the base": config.bias != "none",
+        f"init_lora_weights={config.init_lora_weights!r} has already changed the base": config.init_lora_weights
         not in (True, False, "gaussian", "orthogonal", *MARKS),
     }
     for rule, broken in refused.items():
         if broken:
-            raise MiloraError(f"{rule}: not with MiLoRA", "leave that option of LoraConfig at its default")
+            raise MiloraError(f"{rule}: MiLoRA does not support it", "leave that option of LoraConfig at its default")
     if not layers:
         raise MiloraError(f"adapter {adapter_name!r} has no linear layer", "check target_modules")
     for name, layer in layers.items():
-        variant = layer.lora_variant.get(adapter_name)
+        variant = find_variant(layer, adapter_name)
         if isinstance(variant, IntactVariant):
             raise MiloraError(
-                f"{name}: adapter {adapter_name!r} is initialised already", "start from a fresh get_peft_model"
+                f"{name}: adapter {adapter_name!r} is already initialized", "start from a fresh get_peft_model"
             )
         if variant is not None:
             raise MiloraError(f"{name}: {type(variant).__name__} cannot be combined with MiLoRA", "use plain LoRA")
-        if any(isinstance(other, ResidualVariant) for other in layer.lora_variant.values()):
+        if has_residual(layer):
             raise MiloraError(
                 f"{name}: another adapter's residual form has replaced the weight", 'use form="intact" for both'
             )
@@ -110,15 +128,15 @@ def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLi
 
 def _check_residual(layers: dict[str, LoraLinear], tied: set[int]) -> None:
     for name, layer in layers.items():
-        weight = layer.get_base_layer().weight
+        weight = base_weight(layer)
         if id(weight) in tied:
             raise MiloraError(
-                f'{name}: the weight is tied to another layer\'s, which form="residual" would change too',
+                f'{name}: the weight is tied to another layer\'s, which form="residual" would also change',
                 'use form="intact", or take the layer out of target_modules',
             )
-        if get_bnb_param_type(weight):
+        if is_quantized(weight):
             raise MiloraError(
-                f'{name}: a quantised weight cannot hold the residual W − s·B₀A₀; form="residual" needs full precision',
+                f'{name}: a quantized weight cannot store W − s·B₀A₀; form="residual" needs full precision',
                 'use form="intact"',
             )
         if len(layer.lora_A) > 1:
@@ -129,66 +147,71 @@ def _check_residual(layers: dict[str, LoraLinear], tied: set[int]) -> None:
 
 
 def tied_weights(model: PeftModel) -> set[int]:
-    """Return the identities of the parameters that stand in the model more than once."""
+    """Return the `id` of each parameter that the model contains more than once."""
     counts = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     return {identity for identity, count in counts.items() if count > 1}
 
 
 def milora_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]:
-    """Return the layers that carry an initialised MiLoRA adapter, by name.
+    """Return the layers with an initialized MiLoRA adapter, by name.
 
     Raises:
-        MiloraError: there is none.
+        MiloraError: the model has none, or the adapter is sharded.
     """
     layers = {
-        name: module
+        name: cast(LoraLinear, module)
         for name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and isinstance(module.lora_variant.get(adapter_name), IntactVariant)
+        if isinstance(module, LoraLayer) and isinstance(find_variant(module, adapter_name), IntactVariant)
     }
     if not layers:
         raise MiloraError(
-            f"adapter {adapter_name!r} was not initialised by milora",
+            f"adapter {adapter_name!r} was not initialized by milora",
             "call initialize_lora_milora_weights(model) before training",
         )
     for name, layer in layers.items():
-        if _is_shared_out(layer.lora_A[adapter_name].weight):
+        if _is_sharded(trained_factors(layer, adapter_name)[0]):
             raise MiloraError(
-                f"{name}: the adapter is shared out among processes (FSDP, ZeRO-3)",
-                "save it as a whole, and load that with load_milora on one process",
+                f"{name}: the adapter is sharded across processes (FSDP, ZeRO-3)",
+                "save it unsharded, and load that with load_milora in one process",
             )
     return layers
 
 
-def _is_shared_out(weight: Tensor) -> bool:
-    """Whether an engine has left this process a part of it: FSDP2, or ZeRO-3 outside of a forward pass."""
+def _is_sharded(weight: Tensor) -> bool:
+    """Return whether this process has only a shard: under FSDP2, or under ZeRO-3 outside of a forward pass."""
     return isinstance(weight, DTensor) or not weight.numel()
 
 
 def check_base(name: str, layer: LoraLinear, A: Tensor, B: Tensor) -> None:
-    """Raise unless the layer's weight maps each column of B₀ onto the matching row of A₀, as its own components do.
+    """Raise unless the layer's weight maps each column of B₀ to the matching row of A₀.
 
-    bᵢᵀ W = cᵢ aᵢ holds for singular directions of W, and for the Q and R of its QR (OLoRA); it fails for those of
-    another weight. Measured against what Wᵀ does to a vector on average; rounding the base to bf16 costs 1e-3, another
-    base about 1.
+        bᵢᵀ W = cᵢ aᵢ
+
+    This holds for singular directions of W, and for the Q and R of its QR (OLoRA). It fails for those of another
+    weight. The mismatch is relative to the average length that Wᵀ gives a vector: about 1e-3 for a base rounded to
+    bf16, about 1 for another base.
+
+    Raises:
+        MiloraError: the factors were made from another weight.
     """
     weight = read_weight(layer)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     weight, A, B = weight.to(dtype), A.to(weight.device, dtype), B.to(weight.device, dtype)
     if (B.shape[0], A.shape[1]) != tuple(weight.shape):
         raise _wrong_base(
-            name, f"its factors fit a {(B.shape[0], A.shape[1])} weight, this one is {tuple(weight.shape)}"
+            name, f"its factors fit a {(B.shape[0], A.shape[1])} weight, and this one is {tuple(weight.shape)}"
         )
     image = B.T @ weight
     along = (A * image).sum(1, keepdim=True) / (A * A).sum(1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
     typical = torch.linalg.norm(weight) / weight.shape[0] ** 0.5 * torch.linalg.norm(B)
     mismatch = torch.linalg.norm(image - along * A)
     if mismatch > 1e-2 * typical:
-        raise _wrong_base(name, f"its factors miss this weight by {(mismatch / typical).item():.2g}, of 0.01 allowed")
+        raise _wrong_base(name, f"the mismatch is {(mismatch / typical).item():.2g}, and at most 0.01 is allowed")
 
 
 def _wrong_base(name: str, reason: str) -> MiloraError:
     return MiloraError(
         f"{name}: the initial factors are not of this base model: {reason}",
-        "load the base model that base_model_name_or_path names, quantised as it was in training, or use the adapter's "
+        "load the base model that base_model_name_or_path names, quantized as in training, or use the adapter's "
         "portable export",
     )

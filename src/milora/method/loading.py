@@ -1,4 +1,4 @@
-"""A saved MiLoRA adapter → a PeftModel."""
+"""Loads a saved MiLoRA adapter as a PeftModel."""
 
 from pathlib import Path
 
@@ -25,19 +25,19 @@ def load_milora(
     form: Form = "intact",
     is_trainable: bool = False,
 ) -> PeftModel:
-    """Load an adapter that `save_pretrained` or a trainer's checkpoint wrote onto the base it was made from.
+    """Load an adapter, saved by `save_pretrained` or a trainer's checkpoint, onto the base that it was made from.
 
     Args:
-        base_model: the untouched base, or a PeftModel that gets one adapter more.
-        path: a folder, or the name of a hub repository.
-        form: "residual" replaces W by W − s·B₀A₀ again, to continue such a run bit by bit; see
+        base_model: the untouched base, or a PeftModel to which the adapter is added.
+        path: a folder, or the name of a repository on the hub.
+        adapter_name: the name of the loaded adapter, which becomes the active one.
+        form: "residual" replaces W by W − s·B₀A₀ again, to resume a residual run bit for bit; see
             `initialize_lora_milora_weights`.
-        adapter_name: the name it gets; it becomes the active one.
         is_trainable: False puts the model in eval mode with frozen adapters, as in PEFT.
 
     Raises:
-        MiloraError: the path holds no MiLoRA adapter in safetensors, or the adapter is of another
-            base; `base_model` is then as it was.
+        MiloraError: the path does not contain a MiLoRA adapter in safetensors, or the adapter was made from another
+            base. `base_model` is then unchanged.
     """
     folder = Path(path)
     if not folder.exists():
@@ -45,7 +45,7 @@ def load_milora(
     weights_file = folder / SAFETENSORS_WEIGHTS_NAME
     for file in (weights_file, folder / CONFIG_NAME):
         if not file.is_file():
-            raise MiloraError(f"{path} holds no {file.name}", "name a folder that save_pretrained wrote")
+            raise MiloraError(f"{path} does not contain {file.name}", "pass a folder that save_pretrained wrote")
     config = LoraConfig.from_pretrained(str(folder))
     mark = config.init_lora_weights
     if mark not in MARKS:
@@ -53,7 +53,7 @@ def load_milora(
     try:
         state = load_file(weights_file)
     except SafetensorError as error:
-        raise MiloraError(f"{weights_file} is not whole: {error}", "save the adapter again") from error
+        raise MiloraError(f"{weights_file} is incomplete: {error}", "save the adapter again") from error
     config.init_lora_weights = True
     config.inference_mode = not is_trainable
     if isinstance(base_model, PeftModel):
@@ -76,14 +76,14 @@ def load_milora(
 
 
 def _start_layers(model: PeftModel, state: dict[str, Tensor], adapter_name: str, form: Form, mark: str) -> None:
-    """Check every layer's initial factors against its weight, where they can tell it, then attach them all."""
+    """Check the initial factors of each layer against its weight, unless they are uncertified, then attach them all."""
     layers = ready_layers(model, adapter_name, form)
     initial = {}
     for name, layer in layers.items():
         try:
             initial[name] = state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
         except KeyError as error:
-            raise MiloraError(f"the adapter's file lacks {error}", "it is not whole; save the adapter again") from error
+            raise MiloraError(f"the adapter's file lacks {error}", "save the adapter again") from error
         if mark == MARK:
             check_base(name, layer, *initial[name])
     start_layers(model, adapter_name, layers, initial, form, mark)

@@ -1,23 +1,24 @@
-"""A recipe's adapter section → a PeftModel, started as its method says."""
+"""Puts the adapter of a recipe on a model and initializes it by the recipe's method."""
 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
-from peft import AdaLoraConfig, LoraConfig, LoraGAConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.lora.layer import Linear as LoraLinear
-from peft.tuners.lora.loraga import preprocess_loraga
-from torch import Tensor
+from peft import AdaLoraConfig, AdaLoraModel, LoraConfig, LoraGAConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import preprocess_loraga
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from milora.method.errors import MiloraError
 from milora.method.factors import decompose_together
 from milora.method.initialization import InitializationReport, initialize_lora_milora_weights, start_layers
 from milora.method.layers import MARK, UNCERTIFIED, ready_layers
+from milora.method.variant import base_weight, is_transposed, trained_factors
 from milora.models.base import linear_names
 from milora.run.recipe import AdapterSection, ModelSection
 
@@ -27,7 +28,7 @@ MINIMUM_ADALORA_STEPS = 5
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What some methods must know of the training to come: its optimiser steps, and its first rows as tokens."""
+    """What some methods need to know about the training: its optimizer steps, and its first rows as tokens."""
 
     steps: int
     rows: datasets.Dataset
@@ -44,10 +45,12 @@ def add_adapter(
     cache: Path | None = None,
     course: Course | None = None,
 ) -> tuple[PeftModel, InitializationReport | None]:
-    """Put the section's adapter on a model. Seed first: LoRA draws A at random. AdaLoRA and LoRA-GA need the `course`.
+    """Put the section's adapter on a model and initialize it.
+
+    torch must be seeded before, because LoRA draws A at random. AdaLoRA and LoRA-GA need the `course`.
 
     Raises:
-        MiloraError: target modules that the model does not have, or what `initialize_lora_milora_weights` refuses.
+        MiloraError: the model does not have the target modules, or see `initialize_lora_milora_weights`.
     """
     if section.method == "adalora":
         assert course is not None
@@ -73,7 +76,7 @@ def add_adapter(
 
 
 def make_config(section: AdapterSection) -> LoraConfig:
-    """Return PEFT's config of the section's adapter, AdaLoRA's excepted."""
+    """Return PEFT's config of the section's adapter, for all methods except AdaLoRA."""
     return LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha or section.rank,
@@ -89,13 +92,16 @@ def make_config(section: AdapterSection) -> LoraConfig:
 
 
 def _configure_adalora(section: AdapterSection, steps: int) -> AdaLoraConfig:
-    """From one and a half times the rank down to the rank on average, between a tenth and four fifths of the steps.
+    """Return a config that prunes from 1.5 times the rank to the rank on average, from 10 % to 80 % of the steps.
 
-    The ratio is that of AdaLoRA's own experiments (Zhang et al. 2023, section 4); where the schedule lies is ours.
+    The ratio is that of AdaLoRA's own experiments (Zhang et al. 2023, section 4); the steps of the schedule are ours.
+
+    Raises:
+        MiloraError: there are too few steps.
     """
     if steps < MINIMUM_ADALORA_STEPS:
         raise MiloraError(
-            f"AdaLoRA has {steps} steps to find its ranks in, and needs {MINIMUM_ADALORA_STEPS}",
+            f"AdaLoRA needs at least {MINIMUM_ADALORA_STEPS} steps to find its ranks, and has {steps}",
             "raise training.max_steps or training.epochs",
         )
     return AdaLoraConfig(
@@ -113,7 +119,7 @@ def _configure_adalora(section: AdapterSection, steps: int) -> AdaLoraConfig:
 
 
 def _estimate_gradients(model: PeftModel, course: Course) -> None:
-    """Leave the loss' gradient on each base weight, where PEFT's LoRA-GA looks for it: of the first training rows."""
+    """Store the gradient of the loss on the first training rows at each base weight, where PEFT's LoRA-GA reads it."""
 
     def pass_rows() -> None:
         rows = [course.rows[index] for index in range(min(GRADIENT_ROWS, len(course.rows)))]
@@ -121,48 +127,55 @@ def _estimate_gradients(model: PeftModel, course: Course) -> None:
             batch = course.collate(rows[start : start + course.micro_batch_size])
             model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss.backward()
 
-    config = LoraConfig(target_modules=r".*\.base_layer", lora_ga_config=LoraGAConfig(), init_lora_weights="lora_ga")
+    config = LoraConfig(
+        target_modules=r".*\.base_layer",
+        lora_ga_config=LoraGAConfig(),
+        init_lora_weights="lora_ga",  # type: ignore[arg-type]  # PEFT's annotation lacks its own word
+    )
     with warnings.catch_warnings():
-        # PEFT's hooks count passes, and torch remarks that nothing below the first layers asks for a gradient.
+        # PEFT's hooks count passes, and torch warns that no input of the first layers requires a gradient.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        preprocess_loraga(model.base_model.model, config, pass_rows)
+        preprocess_loraga(cast(nn.Module, model.base_model.model), config, pass_rows)
 
 
 @torch.no_grad()
 def _start_as_peft_does(model: PeftModel, method: str) -> None:
-    """Start from PEFT's own factors A₀, B₀ of PiSSA, OLoRA or LoRA-GA in intact form: its change of W is undone.
+    """Start from PEFT's own factors A₀, B₀ of PiSSA, OLoRA or LoRA-GA in intact form: PEFT's change of W is undone.
 
     y = W x + s·(B A − B₀ A₀) x
     """
     layers = ready_layers(model, "default", "intact")
     for name, layer in layers.items():
-        if method == "olora" and layer.fan_in_fan_out:
-            raise MiloraError(f"{name}: PEFT's OLoRA does not read Conv1D's transposed weights", "use method=pissa")
+        if method == "olora" and is_transposed(layer):
+            raise MiloraError(
+                f"{name}: PEFT's OLoRA does not support the transposed weights of Conv1D", "use method=pissa"
+            )
     factors = decompose_together(
-        layers, lambda share: {name: _factors_of_peft(layer, method) for name, layer in share.items()}
+        layers, lambda shard: {name: _factors_of_peft(layer, method) for name, layer in shard.items()}
     )
     start_layers(model, "default", layers, factors, "intact", UNCERTIFIED if method == "lora_ga" else MARK)
 
 
 def _factors_of_peft(layer: LoraLinear, method: str) -> tuple[Tensor, Tensor]:
-    """One layer's, so that one weight stands twice."""
-    weight = layer.get_base_layer().weight
+    """Return A₀ and B₀ of one layer; only one weight is copied at a time."""
+    weight = base_weight(layer)
     original = weight.data.clone()
     if method == "pissa":
-        layer.pissa_init("default", "pissa")
+        layer.pissa_init("default", "pissa")  # type: ignore[no-untyped-call]
     elif method == "olora":
-        layer.olora_init("default")
+        layer.olora_init("default")  # type: ignore[no-untyped-call]
     else:
-        # Its SVD draws at random: from the seed for every layer, whatever process has it and whatever that had before.
+        # Its SVD draws at random. Every layer starts from the seed, so that it does not depend on the layers before it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed())
-            layer.lora_ga_init("default", LoraGAConfig())
+            layer.lora_ga_init("default", LoraGAConfig())  # type: ignore[no-untyped-call]
     weight.data = original
-    return layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
+    A, B = trained_factors(layer, "default")
+    return A.data, B.data
 
 
 class RankAllocation(TrainerCallback):
-    """Drives AdaLoRA's schedule: the importance of each rank, the budget, and in the end the final ranks."""
+    """Drives the schedule of AdaLoRA: the importance of each rank, the budget, and the final ranks."""
 
     def on_optimizer_step(
         self,
@@ -173,11 +186,16 @@ class RankAllocation(TrainerCallback):
         **_: Any,
     ) -> None:
         assert model is not None
-        model.base_model.update_and_allocate(state.global_step)
+        adalora = cast(AdaLoraModel, model.base_model)
+        adalora.update_and_allocate(state.global_step)  # type: ignore[no-untyped-call]
 
 
 def check_targets(model: ModelSection, adapter: AdapterSection) -> None:
-    """Raise unless every named target module is a linear layer of the model, before its weights are loaded."""
+    """Raise unless every named target module is a linear layer of the model; the weights are not needed.
+
+    Raises:
+        MiloraError: a name is not that of a linear layer.
+    """
     if isinstance(adapter.target_modules, str):
         return  # "all-linear", or a regular expression that PEFT matches
     known = linear_names(model)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from trl import SFTConfig
+from trl import SFTConfig  # type: ignore[attr-defined]  # TRL declares its public names lazily
 
 from milora.method.errors import MiloraError
 from milora.run.directory import RunDirectory

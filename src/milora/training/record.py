@@ -51,7 +51,7 @@ def record_training(
         data=prepared.rows.report,
         parameters=ParameterCounts(prepared.trainable, prepared.total, _count_stored(run.trained)),
         held_out_loss=None if first is None or held_out_loss is None else (first, held_out_loss),
-        losses=[StepLoss(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
+        losses=[StepLoss(int(entry["step"]), entry["loss"]) for entry in history if "loss" in entry],
     )
     run.write(record)
     shutil.rmtree(run.checkpoints, ignore_errors=True)

@@ -1,4 +1,8 @@
-"""lm-eval's model in this process, without the work that no completion needs; all of lm-eval's private API is here."""
+"""lm-eval's model in this process, with faster generation.
+
+All private API of lm-eval and of transformers' generation that milora uses is in this file, and tests/test_seams.py
+asserts it.
+"""
 
 from typing import Any
 
@@ -6,14 +10,14 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-STRIDE = 16  # tokens between two looks for rows that are finished
+STRIDE = 16  # tokens between two checks for finished rows
 
 
 class Generator(HFLM):
-    """Beams share their prompt's keys and values, and rows that are finished leave the batch.
+    """Computes the keys and values of a prompt once for all beams, and removes finished rows from the batch.
 
-    The completions are those of one `generate` over the whole batch, up to the rounding of other batch sizes. Sampling,
-    and models with a recurrent state instead of keys and values, are left to that.
+    The completions are those of one `generate` call on the whole batch, up to the rounding of other batch sizes. That
+    call is still used for sampling, and for models with a recurrent state instead of keys and values.
     """
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **decoding: Any) -> Tensor:
@@ -22,14 +26,14 @@ class Generator(HFLM):
             return tokens
         attention_mask, beams = decoding.pop("attention_mask"), decoding.pop("num_beams", 1)
         decoding.pop("temperature", None)
-        # A model's own generation_config may say max_new_tokens, which goes before max_length.
+        # The generation_config of a model may set max_new_tokens, which takes precedence over max_length.
         decoding["max_new_tokens"] = None
         if beams == 1:
             return self._generate_in_strides(context, attention_mask, max_length, stop, decoding)
-        # `generate` repeats the prompts for each beam before it reads them; read once, their cache can be repeated.
+        # `generate` repeats the prompts for each beam before it computes them; their cache can be repeated instead.
         cache = self._generate(context[:, :-1], attention_mask[:, :-1], max_new_tokens=1).past_key_values
         cache.batch_repeat_interleave(beams)
-        # Beams end at EOS; the harness cuts what comes after another stop.
+        # Beams end at EOS; the harness truncates the text after other stop strings.
         sequences: Tensor = self._generate(
             context, attention_mask, past_key_values=cache, max_length=max_length, num_beams=beams, **decoding
         ).sequences

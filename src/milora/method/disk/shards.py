@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint on disk: one tensor read, or written over, at a time."""
+"""The safetensors files of a checkpoint on disk, read and overwritten one tensor at a time."""
 
 import json
 import os
@@ -13,16 +13,16 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from milora.method.errors import MiloraError
-from milora.method.files import view_bytes
+from milora.method.files import read_json, view_bytes
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-# What belongs to a model beside its weights: neither pickles nor code.
+# The files of a model other than its weights, without pickles and code.
 COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model's folder, and in which of its safetensors files each tensor lies."""
+    """The folder of a model, and the name of the safetensors file that contains each tensor."""
 
     folder: Path
     files: dict[str, str]
@@ -33,7 +33,7 @@ class Checkpoint:
 
     @property
     def companions(self) -> list[Path]:
-        """The config, the tokenizer, the index and the like."""
+        """The config, the tokenizer, the index, and similar files."""
         found = {file for pattern in COMPANIONS for file in self.folder.glob(pattern) if file.is_file()}
         return sorted(file for file in found if not file.name.endswith(".bin.index.json"))
 
@@ -48,10 +48,10 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Find every tensor of a checkpoint, in one file or in several with an index.
+    """Find every tensor of a checkpoint, in one file or in several files with an index.
 
     Raises:
-        MiloraError: there are no safetensors, a file is missing or not whole, or the index names what is not there.
+        MiloraError: there are no safetensors, a file is missing or incomplete, or the index names an absent tensor.
     """
     single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if single.is_file():
@@ -59,22 +59,22 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not index.is_file():
         pickled = ", only pickles" if [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")] else ""
         raise MiloraError(
-            f"{folder} holds no weights in safetensors{pickled}",
+            f"{folder} does not contain weights in safetensors{pickled}",
             "convert them once: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
         )
     try:
-        files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files: dict[str, str] = read_json(index)["weight_map"]
     except (json.JSONDecodeError, KeyError) as error:
-        raise MiloraError(f"{index} is no index of weights: {error!r}", _AGAIN) from error
+        raise MiloraError(f"{index} is not an index of weights: {error!r}", _AGAIN) from error
     checkpoint = Checkpoint(folder, files)
     for shard in checkpoint.shards:
         if Path(shard).name != shard:
-            raise MiloraError(f"{index} names {shard}, which lies in another folder", _AGAIN)
+            raise MiloraError(f"{index} names {shard}, which is in another folder", _AGAIN)
         if not (folder / shard).is_file():
             raise MiloraError(f"{folder} lacks {shard}, which its index names", _AGAIN)
         absent = {name for name, file in files.items() if file == shard} - _tensor_names(folder / shard)
         if absent:
-            raise MiloraError(f"{shard} lacks {min(absent)}, which {index} places there", _AGAIN)
+            raise MiloraError(f"{shard} lacks {min(absent)}, which {index} says it contains", _AGAIN)
     return checkpoint
 
 
@@ -86,18 +86,18 @@ def _tensor_names(path: Path) -> set[str]:
         with safe_open(path, "pt") as file:
             return set(file.keys())
     except SafetensorError as error:
-        raise MiloraError(f"{path} is not whole: {error}", _AGAIN) from error
+        raise MiloraError(f"{path} is incomplete: {error}", _AGAIN) from error
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """Read one tensor. The file is opened for it alone: what is mapped goes with the tensor."""
+    """Read one tensor. The file is opened for it alone, so that its mapping is freed together with the tensor."""
     with safe_open(path, "pt") as file:
         tensor: Tensor = file.get_tensor(name)
     return tensor
 
 
 def create_tensors(path: Path, tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
-    """Make a file that holds tensors of these shapes and dtypes, all zeros, without ever holding them in memory."""
+    """Create a file of zero tensors with these shapes and dtypes, without allocating them in memory."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (shape, dtype) in sorted(tensors.items()):
@@ -112,7 +112,7 @@ def create_tensors(path: Path, tensors: dict[str, tuple[tuple[int, ...], torch.d
 
 @contextmanager
 def overwriting(path: Path) -> Iterator[Callable[[str, Tensor], None]]:
-    """Give a function that writes a tensor over the one of that name; at the end everything is on the disk."""
+    """Yield a function that overwrites a tensor by name; the file is synced at the end."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -1,17 +1,17 @@
-"""A checkpoint on disk → an adapter that starts from its weights, shard by shard, never the whole model in memory.
+"""Initializes an adapter from a checkpoint on disk, shard by shard: the whole model is never in memory.
 
     OUT/                            intact: an adapter in PEFT's layout
       adapter_model.safetensors     A, B, A₀ and B₀
-      initialization.json           the options, and what was found for each layer
-      adapter_config.json           appears last
-    OUT/                            residual: a model in the checkpoint's own shards and dtypes
+      initialization.json           the options, and the report of each layer
+      adapter_config.json           written last
+    OUT/                            residual: a model in the shards and dtypes of the checkpoint
       *.safetensors, tokenizer, …   W − s·B₀A₀ in place of each target's W
       adapter/                      A₀ and B₀ as an ordinary LoRA on it
       initialization.json
-      config.json                   appears last
+      config.json                   written last
 
-Until then everything lies in OUT/.unfinished-<digest of the options and of the weights' files>: in factors/ the factors
-found so far, in whole/ the files that are ready, in rounding/ what each finished shard lost.
+Before that, all files are in OUT/.unfinished-<digest of the options and of the weight files>: factors/ contains the
+factors found so far, whole/ the finished files, and rounding/ the rounding errors of each finished shard.
 """
 
 import hashlib
@@ -31,15 +31,15 @@ from milora.method.disk.shards import Checkpoint, create_tensors, open_checkpoin
 from milora.method.disk.stored import StoredWeights, find_weights
 from milora.method.errors import MiloraError
 from milora.method.factors import Choice, decompose_layers
-from milora.method.files import hash_file, write_bytes
+from milora.method.files import hash_file, read_json, replacing, write_bytes, write_json
 from milora.method.initialization import LayerReport, find_warnings, report_layer
-from milora.method.layers import MARK, fitting_layers
+from milora.method.layers import MARK, fitting_layers, lora_config
 from milora.method.options import Form
-from milora.method.variant import INITIAL_A, INITIAL_B, subtract_product
+from milora.method.variant import INITIAL_A, INITIAL_B, is_transposed, subtract_product, trained_factors
 
 ADAPTER = "adapter"
 RECORD = "initialization.json"
-LAST = (CONFIG_NAME, MODEL_CONFIG_NAME)  # whichever of them is there, it says that the rest is
+LAST = (CONFIG_NAME, MODEL_CONFIG_NAME)  # if either exists, all other files do
 
 
 def initialize_checkpoint(
@@ -52,27 +52,27 @@ def initialize_checkpoint(
     jobs: int = 1,
     cache: Path | None = None,
 ) -> list[str]:
-    """Write the start of a model's adapter from the weights in `folder`; killed at any moment, it goes on when called.
+    """Write an adapter initialized from the weights in `folder`; if killed at any moment, the next call resumes.
 
-    In memory are one weight for each job and what its decomposition takes.
+    The memory needed is that of one weight and its decomposition per job.
 
     Args:
         model: a PeftModel on the meta device, with an adapter "default".
         folder: the checkpoint, in safetensors.
         output: a folder for the adapter, or for the residual model and its adapter.
         choice, jobs, cache: see `decompose_layers`.
-        form: "residual" writes a model of W − s·B₀A₀ too, which any trainer that knows PEFT can start from.
+        form: "residual" also writes a model of W − s·B₀A₀, from which any trainer that supports PEFT can start.
 
-    Returns what to worry about, as sentences; at once where `output` is finished already.
+    Returns the warnings, as sentences; immediately if `output` is finished.
 
     Raises:
-        MiloraError: what `initialize_lora_milora_weights` refuses, a checkpoint that is not whole, or an `output` that
-            was made with other options.
+        MiloraError: see `initialize_lora_milora_weights`; or the checkpoint is incomplete, or `output` was made with
+            other options.
     """
     layers = fitting_layers(model, "default", form)
     checkpoint = open_checkpoint(folder)
     weights = find_weights(model, layers, checkpoint)
-    config = model.peft_config["default"]
+    config = lora_config(model, "default")
     options = _describe_options(config, choice, form, checkpoint)
     output.mkdir(parents=True, exist_ok=True)
     unfinished = output / f".unfinished-{_digest(options)}"
@@ -85,6 +85,8 @@ def initialize_checkpoint(
         if finished or leftover != unfinished:
             shutil.rmtree(leftover)
     if not finished:
+        for file in unfinished.rglob(".*"):
+            file.unlink()  # half-written by a killed process
         work = _Work(unfinished, weights, choice, form)
         if form == "intact":
             work.write_intact(config, options, jobs, cache)
@@ -92,13 +94,13 @@ def initialize_checkpoint(
             work.write_residual(config, options, jobs, cache, output)
         _move(work.whole, output)
         shutil.rmtree(unfinished)
-    warnings: list[str] = json.loads((output / RECORD).read_text(encoding="utf-8"))["warnings"]
+    warnings: list[str] = read_json(output / RECORD)["warnings"]
     return warnings
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """The unfinished folder, and what goes into it."""
+    """The unfinished folder, and the inputs of its files."""
 
     unfinished: Path
     weights: StoredWeights
@@ -129,7 +131,7 @@ class _Work:
         record = {
             "options": options,
             "warnings": find_warnings(reports, self.choice.weighting) + _warn_of_rounding(errors),
-            # With these A₀ and B₀ can be taken off a trained adapter again.
+            # These two are needed to subtract A₀ and B₀ from a trained adapter.
             "adapter_sha256": hash_file(factors),
             "scaling": {name: layer.scaling["default"] for name, layer in self.weights.layers.items()},
         }
@@ -137,45 +139,43 @@ class _Work:
         write_bytes(self.whole / MODEL_CONFIG_NAME, (checkpoint.folder / MODEL_CONFIG_NAME).read_bytes())
 
     def _write_factors(self, path: Path, jobs: int, cache: Path | None) -> dict[str, LayerReport]:
-        """Write the factors as an adapter's tensors, each when it is found, in the dtype of the adapter's layers."""
+        """Write each factor as a tensor of the adapter once it is found, in the dtype of the adapter's layer."""
         layers = self.weights.layers
         tensors = {}
         for name, layer in layers.items():
-            for trained, initial in (("lora_A", INITIAL_A), ("lora_B", INITIAL_B)):
-                weight = getattr(layer, trained)["default"].weight
+            parts = (("lora_A", INITIAL_A), ("lora_B", INITIAL_B))
+            for weight, (trained, initial) in zip(trained_factors(layer, "default"), parts, strict=True):
                 for part in (trained, initial) if self.form == "intact" else (trained,):
                     tensors[f"{name}.{part}.weight"] = tuple(weight.shape), weight.dtype
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        create_tensors(temporary, tensors)
+        found = decompose_layers(
+            layers, "default", self.choice, self.weights.read, jobs=jobs, cache=cache or self.unfinished / "factors"
+        )
         reports = {}
-        with overwriting(temporary) as write:
-            found = decompose_layers(
-                layers, "default", self.choice, self.weights.read, jobs=jobs, cache=cache or self.unfinished / "factors"
-            )
-            for name, factors in found:
-                reports[name] = report_layer(factors)
-                parts = {"lora_A": factors.A, "lora_B": factors.B, INITIAL_A: factors.A, INITIAL_B: factors.B}
-                for part, factor in parts.items():
-                    key = f"{name}.{part}.weight"
-                    if key in tensors:
-                        write(key, factor.to(tensors[key][1]))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            create_tensors(temporary, tensors)
+            with overwriting(temporary) as write:
+                for name, factors in found:
+                    reports[name] = report_layer(factors)
+                    values = {"lora_A": factors.A, "lora_B": factors.B, INITIAL_A: factors.A, INITIAL_B: factors.B}
+                    for part, factor in values.items():
+                        key = f"{name}.{part}.weight"
+                        if key in tensors:
+                            write(key, factor.to(tensors[key][1]))
         return reports
 
     def _write_shards(self, factors: Path) -> dict[str, float]:
-        """Copy every shard and write W − s·B₀A₀ over its adapted weights; return the rounding error of each layer."""
+        """Copy each shard and overwrite its targets with W − s·B₀A₀; return the rounding error of each layer."""
         rounding = self.unfinished / "rounding"
         rounding.mkdir(exist_ok=True)
         errors: dict[str, float] = {}
         for shard in tqdm(self.weights.checkpoint.shards, desc="subtracting", disable=None):
             target, lost = self.whole / shard, rounding / f"{shard}.json"
             if not target.is_file():
-                temporary = target.with_name(f".{shard}")
-                shutil.copyfile(self.weights.checkpoint.folder / shard, temporary)
-                write_bytes(lost, json.dumps(self._subtract(shard, factors, temporary)).encode())
-                temporary.replace(target)
-            errors |= json.loads(lost.read_bytes())
+                with replacing(target) as temporary:
+                    shutil.copyfile(self.weights.checkpoint.folder / shard, temporary)
+                    write_json(lost, self._subtract(shard, factors, temporary))
+            errors |= read_json(lost)
         return errors
 
     def _subtract(self, shard: str, factors: Path, path: Path) -> dict[str, float]:
@@ -185,19 +185,19 @@ class _Work:
                 layer = self.weights.layers[name]
                 A, B = (read_tensor(factors, f"{name}.{part}.weight") for part in ("lora_A", "lora_B"))
                 stored, scaling = self.weights.checkpoint.read(tensor), layer.scaling["default"]
-                residual, errors[name] = subtract_product(stored, A, B, scaling, layer.fan_in_fan_out)
+                residual, errors[name] = subtract_product(stored, A, B, scaling, is_transposed(layer))
                 write(tensor, residual)
         return errors
 
     def _write_record(self, reports: dict[str, LayerReport], record: dict[str, Any]) -> None:
         record["layers"] = {name: asdict(report) for name, report in reports.items()}
-        write_bytes(self.whole / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
+        write_json(self.whole / RECORD, record)
 
     def _write_config(self, folder: Path, config: LoraConfig, **changes: Any) -> None:
         config = deepcopy(config)
         config.inference_mode = True
         if isinstance(config.target_modules, set):
-            config.target_modules = sorted(config.target_modules)  # a set has another order in each process
+            config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
         for name, value in changes.items():
             setattr(config, name, value)
         config.save_pretrained(str(self.unfinished))
@@ -210,7 +210,7 @@ def _warn_of_rounding(errors: dict[str, float]) -> list[str]:
         return []
     return [
         f"rounding W − s·B₀A₀ to the checkpoint's dtype lost up to {errors[worst]:.2g} of s·B₀A₀ ({worst}): at step 0 "
-        'the model differs from its base by so much; form="intact" does not'
+        'the model differs from its base by that error; form="intact" has none'
     ]
 
 
@@ -225,7 +225,7 @@ def _describe_options(config: LoraConfig, choice: Choice, form: Form, checkpoint
         "rank": config.r,
         "alpha": config.lora_alpha,
         "rslora": config.use_rslora,
-        "targets": targets if isinstance(targets, str) else sorted(targets),
+        "targets": targets if isinstance(targets, str) else sorted(targets or ()),
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
     }
@@ -236,20 +236,20 @@ def _digest(content: Any) -> str:
 
 
 def _is_finished(output: Path, options: dict[str, Any]) -> bool:
-    """Whether `output` holds the whole of what these options give.
+    """Return whether `output` contains all files that these options give.
 
     Raises:
-        MiloraError: it holds a model or an adapter that they do not give.
+        MiloraError: it contains a model or an adapter that was made with other options.
     """
     present = [name for name in (*LAST, ADAPTER) if (output / name).exists()]
     if not present:
         return False
     record = output / RECORD
-    written = json.loads(record.read_text(encoding="utf-8")).get("options") if record.is_file() else None
+    written = read_json(record).get("options") if record.is_file() else None
     if written == options:
         return True
     if written is None:
-        raise MiloraError(f"{output} holds {present[0]} of something else", "write to another folder with -o")
+        raise MiloraError(f"{output} contains {present[0]} of another model", "write to another folder with -o")
     differences = [
         f"{key}={written.get(key)!r}, not {value!r}" for key, value in options.items() if written.get(key) != value
     ]

@@ -1,4 +1,4 @@
-"""What is known about a band of singular components after it was found: the certificate, and the mark it must pass."""
+"""The certificate of a band of singular components: how accurate it is, and the bounds that it must meet."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from milora.method.solver.products import multiply
 
 RELATIVE_MARK = 1e-4
-"""A residual or a missed singular value below this share of the band is lost when the factors are stored in bf16."""
+"""Errors below this fraction of the band are lost when the factors are stored in bf16."""
 
 SKETCH = 8
 
@@ -17,8 +17,8 @@ SKETCH = 8
 class Band:
     """Singular components W V = U diag(S): `U` (m, r), `S` (r,) descending, `V` (n, r).
 
-    `largest` is the largest singular value of W. `beyond` is the nearest singular value known outside the band: the
-    smallest above a minor band, the largest below a principal one; None where the band is not an end of the spectrum.
+    `largest` is the largest singular value of W. `beyond` is the nearest singular value found outside the band: the
+    smallest above a minor band, the largest below a principal band; None if the band is not an end of the spectrum.
     """
 
     U: Tensor
@@ -33,14 +33,14 @@ class Certificate:
     """How well a band solves the singular value problem of its weight W, and how it was found.
 
     Attributes:
-        method: "lanczos", "gram", "exact", or "exact float64", the last resort of a float32 weight.
+        method: "lanczos", "gram", "exact", or "exact float64", the last fallback of a float32 weight.
         residual: the larger of ‖W V − U S‖ and ‖Wᵀ U − V S‖ (Frobenius), divided by σ_max √r.
         relative_residual: the same, divided by ‖S_m‖; infinite for a band of zeros.
         orthonormality: the larger of ‖UᵀU − I‖ and ‖VᵀV − I‖, divided by √r.
-        beyond: the nearest singular value seen outside the band, None for "middle" and "random".
-        fallback: why a faster method's result was refused, or a device left; empty if nothing was.
+        beyond: the nearest singular value found outside the band; None for "middle" and "random".
+        fallback: why the result of a faster method or of another device was rejected; empty if none was.
 
-    Measured in the precision of the solver, before the factors are rounded to the dtype they are returned in.
+    All values are measured in the precision of the solver, before the factors are rounded to the returned dtype.
     """
 
     method: str
@@ -52,15 +52,16 @@ class Certificate:
 
     @property
     def fell_back(self) -> bool:
-        """Whether another method or device than the one tried first gave the result."""
+        """Return whether the result comes from another method or device than the first one tried."""
         return bool(self.fallback)
 
 
 def certify(W: Tensor, band: Band, method: str, *, fallback: str = "") -> Certificate:
     """Measure `band` against `W` (m, n).
 
-    Above `SKETCH` components, Frobenius norms are estimated without bias from as many random combinations of them
-    (Hutchinson 1990): the square is that of a χ² with 8 degrees of freedom or more, a tenth of the norm in 1 of 1e7.
+    With more than `SKETCH` components, Frobenius norms are estimated without bias from `SKETCH` random combinations of
+    them (Hutchinson 1990). The squared estimate follows a χ² distribution with at least 8 degrees of freedom: it is
+    below a tenth of the norm with probability 1e-7.
     """
     U, S, V = band.U, band.S, band.V
     rank = len(S)
@@ -87,9 +88,9 @@ def certify(W: Tensor, band: Band, method: str, *, fallback: str = "") -> Certif
 
 
 def objection(certificate: Certificate, band: Band, components: str, noise: float) -> str:
-    """Why the band must not be used, or "" if it may.
+    """Return why the band must be rejected, or "" if it is accepted.
 
-    `noise` is the rounding to expect, as a share of σ_max: singular values that differ by less are one.
+    `noise` is the expected rounding error relative to σ_max: singular values that differ by less count as equal.
     """
     if not (certificate.residual <= noise or certificate.relative_residual <= RELATIVE_MARK):
         return f"{certificate.method}: residual {certificate.relative_residual:.1e} of the band"

@@ -1,4 +1,4 @@
-"""Solvers that find the whole spectrum and keep a band of it."""
+"""Solvers that compute the whole spectrum and keep a band of it."""
 
 import torch
 from torch import Tensor
@@ -7,21 +7,22 @@ from milora.method.solver.certificate import Band
 from milora.method.solver.products import gram_lower
 
 
-def exact_band(W: Tensor, chosen: Tensor) -> Band:
-    """The singular components at the indices `chosen` of the full singular value decomposition of `W` (m, n)."""
+def exact_band(W: Tensor, selected: Tensor) -> Band:
+    """Return the components at the indices `selected` of the full singular value decomposition of `W` (m, n)."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    part = _run(chosen)
+    part = _as_slice(selected)
     return Band(U[:, part], S[part], Vh[part].T, S[0].item(), _beyond(S, part))
 
 
-def gram_band(W: Tensor, chosen: Tensor) -> Band:
-    """The same for a tall float64 `W` from the eigenvectors V of WᵀW in float64, and U S = W V for the band alone.
+def gram_band(W: Tensor, selected: Tensor) -> Band:
+    """Return the same band of a tall float64 `W` from the eigenvectors V of WᵀW, with U S = W V for the band alone.
 
-    The Gram matrix squares the condition, so that values below about 1e-7 σ_max are blurred; those are sorted out on W.
+    The Gram matrix squares the condition number, so that values below about 1e-7 σ_max are inaccurate; those are
+    computed again from W.
     """
     values, vectors = torch.linalg.eigh(gram_lower(W))
     spectrum = values.flip(0).clamp(min=0).sqrt()
-    part = _run(chosen)
+    part = _as_slice(selected)
     V = vectors.flip(1)[:, part]
     image = W @ V
     S = image.norm(dim=0)
@@ -33,14 +34,14 @@ def gram_band(W: Tensor, chosen: Tensor) -> Band:
     return Band(U, S, V, spectrum[0].item(), _beyond(spectrum, part))
 
 
-def _run(chosen: Tensor) -> Tensor | slice:
-    """Indices that follow one another as a slice: then nothing is copied."""
-    first, last = int(chosen[0]), int(chosen[-1])
-    return slice(first, last + 1) if last - first + 1 == len(chosen) else chosen
+def _as_slice(selected: Tensor) -> Tensor | slice:
+    """Return consecutive indices as a slice, so that nothing is copied."""
+    first, last = int(selected[0]), int(selected[-1])
+    return slice(first, last + 1) if last - first + 1 == len(selected) else selected
 
 
 def _beyond(spectrum: Tensor, part: Tensor | slice) -> float | None:
-    """The singular value next to a band at either end of the descending `spectrum`; None for any other band."""
+    """Return the singular value next to a band at either end of the descending `spectrum`; None for other bands."""
     total = len(spectrum)
     if not isinstance(part, slice) or part.stop - part.start == total:
         return None

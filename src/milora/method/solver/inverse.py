@@ -1,4 +1,4 @@
-"""Ways to apply (WᵀW)⁻¹, which turns the smallest singular values of W into the largest eigenvalues."""
+"""Operators for (WᵀW)⁻¹, whose largest eigenvalues belong to the smallest singular values of W."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,15 +10,15 @@ from milora.method.solver.products import gram_lower
 Operator = Callable[[Tensor], Tensor]
 
 LIMIT = 1e9
-"""Of the condition: beyond it the largest 1/σ² drowns all others in double precision."""
+"""The largest condition number: beyond it, the largest 1/σ² exceeds the precision of all others in float64."""
 
 
 def inverses(W: Tensor, largest: float) -> Iterator[Operator]:
-    """Operators X ↦ (WᵀW)⁻¹ X for a tall W (m, n), cheapest first, each built when it is asked for.
+    """Yield operators X ↦ (WᵀW)⁻¹ X for a tall W (m, n), the cheapest first, each built on demand.
 
-    An operator answers in the precision of its factorisation and is only as good as that, and a Gram matrix squares the
-    condition: who uses one refines and checks on W, and asks for the next if that fails. A factorisation that breaks
-    down gives none.
+    An operator has the precision of its factorization, and a Gram matrix squares the condition number: the caller must
+    refine and check the result on W, and try the next operator if that fails. A factorization that breaks down is
+    skipped.
     """
     if not W.is_cpu:
         yield from _by_root(W)
@@ -30,7 +30,7 @@ def inverses(W: Tensor, largest: float) -> Iterator[Operator]:
 
 
 def _by_root(W: Tensor) -> Iterator[Operator]:
-    """R Rᵀ with R = W⁻¹ or L⁻ᵀ at hand: two products, where in a triangular solve a GPU waits for row after row."""
+    """Apply R Rᵀ with an explicit R = W⁻¹ or L⁻ᵀ: on a GPU, two products are faster than triangular solves."""
     if W.shape[0] == W.shape[1]:
         root, failed = torch.linalg.inv_ex(W)
     else:
@@ -42,8 +42,8 @@ def _by_root(W: Tensor) -> Iterator[Operator]:
 
 
 def _by_lu(W: Tensor) -> Iterator[Operator]:
-    """W⁻¹ W⁻ᵀ: no Gram matrix, so the condition of W itself, and no product."""
-    # Of Wᵀ, whose columns LAPACK finds contiguous; in place, for the pages of a new matrix cost a tenth of the time.
+    """Apply W⁻¹ W⁻ᵀ: without a Gram matrix, the condition number is that of W."""
+    # The LU of Wᵀ, whose columns are contiguous for LAPACK. In place: allocating another matrix takes 10 % of the time.
     factors = W.T.to(torch.float64, copy=True)
     pivots, failed = (factors.new_empty(0, dtype=torch.int32) for _ in range(2))
     torch.linalg.lu_factor_ex(factors, out=(factors, pivots, failed))
@@ -55,10 +55,10 @@ def _by_lu(W: Tensor) -> Iterator[Operator]:
 
 
 def _by_cholesky(W: Tensor, largest: float) -> Iterator[Operator]:
-    """L⁻ᵀ L⁻¹ in float32, where rounding, about ε σ_max², leaves the smallest pivot alone."""
-    # The components found are those of a float32 Gram matrix with its rounding errors, 4e-7 σ_max away from W's at 576
-    # columns and 1e-7 at 4096, where double precision would cost as much as all the rest.
-    # The upper triangle of the transpose, whose columns LAPACK finds contiguous; in place, as the LU is.
+    """Apply L⁻ᵀ L⁻¹ in float32, if rounding, about ε σ_max², does not affect the smallest pivot."""
+    # A float32 Gram matrix has the components of W up to rounding errors of 4e-7 σ_max at 576 columns and 1e-7 σ_max at
+    # 4096 columns, where float64 would take as long as all other steps together.
+    # The upper triangle of the transpose, whose columns are contiguous for LAPACK; in place, as for the LU.
     upper = gram_lower(W.double() if W.shape[1] <= 1024 else W).T
     failed = upper.new_empty(0, dtype=torch.int32)
     torch.linalg.cholesky_ex(upper, upper=True, out=(upper, failed))
@@ -67,7 +67,7 @@ def _by_cholesky(W: Tensor, largest: float) -> Iterator[Operator]:
 
 
 def _by_shifted_cholesky(W: Tensor) -> Iterator[Operator]:
-    """The inverse of WᵀW + δI, which has the same eigenvectors in the same order."""
+    """Apply the inverse of WᵀW + δI, which has the same eigenvectors in the same order."""
     gram = gram_lower(W.double())
     trace = gram.diagonal().sum()
     for shift in (1e-15, 1e-13):
@@ -79,7 +79,7 @@ def _by_shifted_cholesky(W: Tensor) -> Iterator[Operator]:
 
 
 def _solves(factor: Tensor) -> Operator:
-    """X ↦ L⁻ᵀ L⁻¹ X. (torch.cholesky_solve is three times slower for a few columns.)"""
+    """Return X ↦ L⁻ᵀ L⁻¹ X. torch.cholesky_solve is three times slower for a few columns."""
 
     def apply(X: Tensor) -> Tensor:
         half = torch.linalg.solve_triangular(factor, X.to(factor.dtype), upper=False)

@@ -1,4 +1,4 @@
-"""Block Lanczos for either end of the spectrum of WᵀW, refined on W itself."""
+"""Block Lanczos for either end of the spectrum of WᵀW, refined on W."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,37 +15,37 @@ ROUNDS = 4
 
 
 def has_room(rank: int, n: int) -> bool:
-    """Whether `rank` columns, their corrections and what else a round keeps fit side by side into n dimensions."""
+    """Return whether `rank` columns, their corrections and the other columns of a round fit into n dimensions."""
     return 2 * rank + 2 * BLOCK <= n
 
 
 def lanczos_bands(W: Tensor, rank: int, components: str, seed: int) -> Iterator[Band]:
-    """The `rank` smallest ("minor") or largest ("principal") singular components, better and better until one is taken.
+    """Yield the `rank` smallest ("minor") or largest ("principal") singular components, each time more accurate.
 
-    Block Lanczos on (WᵀW)⁻¹ or on WᵀW, W (m, n) tall, gives a subspace, in float32 where that is enough; Rayleigh–Ritz
-    on W in float64, repeated with corrections and with what was found outside, refines it.
+    Block Lanczos on (WᵀW)⁻¹ or on WᵀW, with a tall W (m, n), finds a subspace, in float32 if that is enough.
+    Rayleigh–Ritz on W in float64 refines it, repeated with corrections and with components found outside of it.
     """
     generator = torch.Generator().manual_seed(seed)
     minor = components == "minor"
-    largest = _largest(W, generator) if minor else 0.0  # the principal band holds σ_max itself
+    largest = _largest(W, generator) if minor else 0.0  # the principal band contains σ_max
 
     def tolerance(values: Tensor) -> float:
         if not minor:
-            # The residual of a full float32 SVD grows like this, and so does the rounding of float32 products.
+            # The residual of a full float32 SVD grows with √n, and so does the rounding of float32 products.
             return 1.5e-8 * math.sqrt(W.shape[1])
-        # An error e of the pair (1/σ², v) is a residual of about e σ: asked to be 1e-7 σ_max, what a full float32 SVD
-        # leaves, and half the certificate's mark at most; rounding of a float32 inverse allows no less than 4e-6.
+        # An error e of the pair (1/σ², v) is a residual of about e σ. The goal is 1e-7 σ_max, as in a full float32 SVD,
+        # and at most half the bound of the certificate; the rounding of a float32 inverse is 4e-6.
         full = 1e-7 * largest / values.reciprocal().mean().sqrt().item()
         return min(max(full, 4e-6), RELATIVE_MARK / 2)
 
     for apply in inverses(W, largest) if minor else _products(W, rank):
         start = _random(W, BLOCK, generator)
         basis, image = leading_eigenvectors(apply, start, rank, limit=6 * rank + 600, tolerance=tolerance)
-        # U = W V / σ amplifies by σ_max/σ what leaked into V from large directions: an image has it damped (σ/σ_max)².
+        # U = W V / σ amplifies by σ_max/σ the error of V in large directions: in an image it is damped by (σ/σ_max)².
         if not minor:
             image = apply(image)
         elif image.dtype == torch.float32:
-            # What a float32 inverse gets wrong it would get wrong again: one step of iterative refinement.
+            # A float32 inverse would repeat its error: one step of iterative refinement.
             image = image.double() + apply(basis - multiply_gram(W, image.double()))
         basis = image.double()
         for _ in range(ROUNDS):
@@ -61,12 +61,12 @@ def lanczos_bands(W: Tensor, rank: int, components: str, seed: int) -> Iterator[
 def leading_eigenvectors(
     apply: Operator, start: Tensor, wanted: int, *, limit: int, tolerance: Callable[[Tensor], float]
 ) -> tuple[Tensor, Tensor]:
-    """Approximate eigenvectors (n, wanted) to the largest eigenvalues of the symmetric `apply`, and their images.
+    """Return approximate eigenvectors (n, wanted) to the largest eigenvalues of a symmetric `apply`, and their images.
 
-    Block Lanczos from `start` (n, b) with full reorthogonalisation (Golub & Underwood 1977), in the precision in which
-    `apply` answers, until the residuals of the wanted Ritz pairs are below `tolerance` of their values in root mean
-    square, or the Krylov space has `limit` columns. The images, one application better than the eigenvectors, follow
-    from the recurrence alone:
+    Block Lanczos starts from `start` (n, b) with full reorthogonalization (Golub & Underwood 1977), in the precision of
+    `apply`. It stops once the residuals of the wanted Ritz pairs are below `tolerance` relative to their values in root
+    mean square, or once the Krylov space has `limit` columns. The images, more accurate than the eigenvectors by one
+    application, follow from the recurrence alone:
 
         apply(Q y) = θ Q y + Q_next R y_last
     """
@@ -87,7 +87,7 @@ def leading_eigenvectors(
         projected[:columns, latest] = coefficients
         projected[latest, :columns] = coefficients.T
         block, coupling = torch.linalg.qr(image - space @ coefficients)
-        # Again after the QR: where the space is nearly invariant, what is left of the image is mostly rounding.
+        # Again after the QR: if the space is nearly invariant, the remainder of the image is mostly rounding.
         block, correction = torch.linalg.qr(block - space @ (space.T @ block))
         if columns == limit or columns >= check:
             values, vectors = torch.linalg.eigh(projected[:columns, :columns])
@@ -98,7 +98,7 @@ def leading_eigenvectors(
             if columns == limit or error <= goal:
                 eigenvectors = space @ vectors
                 return eigenvectors, eigenvectors * values + block @ residuals
-            # Where the line through the last two errors, on a logarithmic scale, meets the goal; at first a guess.
+            # The column at which the line through the last two logarithmic errors meets the goal; at first a guess.
             slope = (math.log(before) - math.log(error)) / (columns - checked)
             farthest = columns // (4 if checked else 8)
             step = min(farthest, int(math.log(error / goal) / slope)) if slope > 0 else farthest
@@ -107,10 +107,10 @@ def leading_eigenvectors(
 
 
 def _outside(V: Tensor, apply: Operator, start: Tensor) -> Tensor:
-    """The unit vector (n, 1), in the complement of V (n, p), that `apply` amplifies most: what V missed, if anything.
+    """Return the unit vector (n, 1) in the complement of V (n, p) that `apply` amplifies most.
 
-    Lanczos again, from a random start that owes nothing to the one that found V. A missed component stands out before
-    the vector has converged, and W times the vector is never beyond the true extreme.
+    It reveals a component that V missed. It is found by Lanczos from a random start independent of that of V. A missed
+    component is visible before the vector has converged, and ‖W v‖ never exceeds the true extreme.
     """
 
     def project(X: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def _outside(V: Tensor, apply: Operator, start: Tensor) -> Tensor:
 
 
 def _ritz(W: Tensor, basis: Tensor, minor: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The singular triplets of W restricted to the span of `basis` (n, p): U (m, p), S (p,), V (n, p), wanted first."""
+    """Return the singular triplets of W on the span of `basis` (n, p): U (m, p), S (p,), V (n, p), wanted first."""
     Q = torch.linalg.qr(basis).Q
     U, S, rotation = torch.linalg.svd(multiply(W, Q), full_matrices=False)
     V = Q @ rotation.T
@@ -133,12 +133,12 @@ def _ritz(W: Tensor, basis: Tensor, minor: bool) -> tuple[Tensor, Tensor, Tensor
 
 
 def _descending(U: Tensor, S: Tensor, V: Tensor, minor: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Between singular values in descending order and the wanted first: the minor end is turned around."""
+    """Convert between descending order and the wanted values first: for the minor end, the order is reversed."""
     return (U.flip(1), S.flip(0), V.flip(1)) if minor else (U, S, V)
 
 
 def _products(W: Tensor, rank: int) -> Iterator[Operator]:
-    """Operators X ↦ WᵀW X, cheapest first: by the Gram matrix where the many steps of a large rank repay it."""
+    """Yield operators X ↦ WᵀW X, the cheapest first: with the Gram matrix if the rank is large enough to repay it."""
     m, n = W.shape
     if m >= 2 * n and rank > 2 * BLOCK:
         half = gram_lower(W)
@@ -148,12 +148,12 @@ def _products(W: Tensor, rank: int) -> Iterator[Operator]:
 
 
 def _largest(W: Tensor, generator: torch.Generator) -> float:
-    """σ_max, from below, within 1 %: ‖WᵀW v‖^½, where v solves WᵀW v = σ² v to 2 %."""
+    """Return σ_max from below, within 1 %: ‖WᵀW v‖^½, where v solves WᵀW v = σ² v to 2 %."""
     start = _random(W, 1, generator).to(W.dtype)
     _, image = leading_eigenvectors(lambda X: multiply_gram(W, X), start, 1, limit=64, tolerance=lambda _: 2e-2)
     return math.sqrt(image.norm().item())
 
 
 def _random(W: Tensor, columns: int, generator: torch.Generator) -> Tensor:
-    """Gaussian start (n, columns), drawn on the CPU: the same whatever the device."""
+    """Return a Gaussian start (n, columns), drawn on the CPU: it is the same on every device."""
     return torch.randn(W.shape[1], columns, generator=generator, dtype=torch.float64).to(W.device)

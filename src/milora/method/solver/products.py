@@ -1,4 +1,4 @@
-"""Products with a large matrix, in the form in which a processor's library is fast."""
+"""Products with a large matrix, in the layouts that are fast in BLAS libraries."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,15 @@ PANEL = 256
 
 
 def multiply(W: Tensor, X: Tensor) -> Tensor:
-    """W X for a W (m, n) and an X (n, k) of few columns, in the precision of X, as (Xᵀ Wᵀ)ᵀ.
+    """Return W X for a W (m, n) and an X (n, k) with few columns, in the precision of X, computed as (Xᵀ Wᵀ)ᵀ.
 
-    MKL's double precision takes a thin factor on the left 2 to 4 times faster than on the right; nothing is slower.
+    In float64, MKL multiplies a thin matrix from the left 2 to 4 times faster than from the right; no case is slower.
     """
     left = X.T.contiguous()
     if W.dtype == X.dtype:
         return (left @ W.T).T
-    # A panel that is contiguous in memory is converted while it is in the cache: as fast as having the whole of W in
-    # double precision, without the room and the time to make it.
+    # A contiguous panel is converted while it is in the cache: as fast as a float64 copy of W, without its memory and
+    # conversion time.
     by_rows = W.stride(1) == 1
     lines = W if by_rows else W.T
     buffer = left.new_empty(PANEL, lines.shape[1])
@@ -31,10 +31,10 @@ def multiply(W: Tensor, X: Tensor) -> Tensor:
 
 
 def multiply_gram(W: Tensor, X: Tensor) -> Tensor:
-    """WᵀW X for an X (n, k) of few columns, in the precision of X."""
+    """Return WᵀW X for an X (n, k) with few columns, in the precision of X."""
     if not W.is_cpu or W.stride(1) != 1:
         return multiply(W.T, multiply(W, X))
-    # Both products with a panel while it is in the cache: W is read from memory once.
+    # Both products use a panel while it is in the cache: W is read from memory once.
     left = X.T.contiguous()
     product = torch.zeros_like(left)
     for first in range(0, len(W), PANEL):
@@ -44,9 +44,9 @@ def multiply_gram(W: Tensor, X: Tensor) -> Tensor:
 
 
 def gram_lower(weight: Tensor) -> Tensor:
-    """WᵀW (n, n), of which only the lower triangle may be read: nearly half the work of the product."""
+    """Return WᵀW (n, n) with only the lower triangle valid: nearly half the work of the full product."""
     gram = weight.new_zeros(weight.shape[1], weight.shape[1])
-    # oneDNN's float32 product uses AVX-512 where MKL's, on a processor that is not Intel's, does not.
+    # On processors other than Intel's, oneDNN's float32 product uses AVX-512, and MKL's does not.
     onednn = weight.is_cpu and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     columns = weight.T.contiguous() if onednn else weight.T
     for first in range(0, len(columns), PANEL):

@@ -1,4 +1,4 @@
-"""MiLoRA under transformers' Trainer and TRL's SFTTrainer, as an engineer's own script would use it."""
+"""MiLoRA under TRL's SFTTrainer, as in a user's own script: checkpoints, resuming, and the callback's export."""
 
 import datasets
 import pytest

@@ -1,4 +1,4 @@
-"""`milora init` on a harmed checkpoint, with bad options, on a full disk: two lines on stderr, exit code 2."""
+"""`milora init` on a damaged checkpoint, with invalid options, on a full disk: two lines on stderr, exit code 2."""
 
 import json
 import subprocess
@@ -55,7 +55,7 @@ def _put_nan(model):
     _edit(model, lambda name, value: (name, value * float("nan") if "1.self_attn.q_proj" in name else value))
 
 
-def _quantise(model):
+def _quantize(model):
     _edit(model, lambda name, value: (name, value.to(torch.float8_e4m3fn) if "q_proj" in name else value))
 
 
@@ -66,26 +66,26 @@ def _edit(model, change):
         save_file(state, shard)
 
 
-HARM = [
-    (_only_pickles, "holds no weights in safetensors, only pickles"),
-    (_truncate, "00002-of-00012.safetensors is not whole"),
+DAMAGES = [
+    (_only_pickles, "does not contain weights in safetensors, only pickles"),
+    (_truncate, "00002-of-00012.safetensors is incomplete"),
     (_lose_a_shard, "lacks model-00002-of-00012.safetensors"),
     (_name_what_is_absent, "lacks nothing.weight"),
-    (_leave_the_folder, "lies in another folder"),
-    (_break_the_index, "is no index of weights"),
-    (_rename, "holds no model.layers.0.self_attn.q_proj.weight"),
-    (_put_nan, "1.self_attn.q_proj: the weight holds NaN or Inf"),
-    (_quantise, "is F8_E4M3 (64, 64)"),
+    (_leave_the_folder, "is in another folder"),
+    (_break_the_index, "is not an index of weights"),
+    (_rename, "does not contain model.layers.0.self_attn.q_proj.weight"),
+    (_put_nan, "1.self_attn.q_proj: the weight contains NaN or Inf"),
+    (_quantize, "is F8_E4M3 (64, 64)"),
 ]
 
-BAD = [
+INVALID = [
     (("--rank", 65), "q_proj: rank 65 is outside 1 … 64"),
-    (("--targets", "q_prj"), "q_prj is no linear layer of"),
+    (("--targets", "q_prj"), "q_prj is not a linear layer of"),
     (("--targets", "nine.q_proj"), "Target modules {'nine.q_proj'} not found"),
     (("-o", "MODEL"), "is the model itself"),
     (("-o", "MODEL/../model"), "is the model itself"),
     (("-o", "/dev/null/out"), "Not a directory"),
-    (("-o", "OTHER"), "holds config.json of something else"),
+    (("-o", "OTHER"), "contains config.json of another model"),
 ]
 
 
@@ -104,14 +104,14 @@ def refuse(call, tmp_path):
     return refuse
 
 
-@pytest.mark.parametrize(("harm", "message"), HARM, ids=[row[1] for row in HARM])
-def test_a_harmed_checkpoint(refuse, tmp_path, harm, message):
-    harm(tmp_path / "model")
+@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[row[1] for row in DAMAGES])
+def test_a_damaged_checkpoint(refuse, tmp_path, damage, message):
+    damage(tmp_path / "model")
     refuse(message)
 
 
-@pytest.mark.parametrize(("options", "message"), BAD, ids=[row[1] for row in BAD])
-def test_bad_options(refuse, tmp_path, options, message):
+@pytest.mark.parametrize(("options", "message"), INVALID, ids=[row[1] for row in INVALID])
+def test_invalid_options(refuse, tmp_path, options, message):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     names = {"MODEL": tmp_path / "model", "OTHER": tmp_path / "other", "MODEL/../model": "model/../model"}
@@ -122,7 +122,7 @@ def test_bad_options(refuse, tmp_path, options, message):
     ("base", "size"), [("intact", "16k"), ("intact", "40k"), ("residual", "40k"), ("residual", "100k")]
 )
 def test_a_full_disk(refuse, call, tmp_path, base, size):
-    """Full while factors are kept, or later; with room again the same command goes on."""
+    """The disk is full while factors are written, or later; with free space the same command resumes."""
     (tmp_path / "out").mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(tmp_path / "out")], capture_output=True

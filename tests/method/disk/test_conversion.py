@@ -1,6 +1,6 @@
-"""What `milora init` writes is trained by plain PEFT and transformers, and goes back to the original base.
+"""Plain PEFT trains the residual pair of `milora init`, and the result is converted for the original base.
 
-Broken by: a pair that needs milora, a start that is not the base, a conversion with another start than training had.
+Broken by: a pair that needs milora, a pair that is not the base at step 0, a conversion with other initial factors.
 """
 
 import os
@@ -81,8 +81,8 @@ def test_plain_peft_trains_the_pair_and_gets_a_lora_for_the_original(make, targe
 
     for message, arguments in {
         "leave --as out": (*export, "--as", "merged"),
-        "is no residual model": ("export", trained, "--initial", original),
-        "holds no adapter_model": ("export", original, "--initial", pair),
+        "is not a residual model": ("export", trained, "--initial", original),
+        "does not contain adapter_model": ("export", original, "--initial", pair),
     }.items():
         _refuse(call, message, *arguments)
     assert call("init", original, *options, "--components", "principal", "-o", tmp_path / "principal")[0] == 0

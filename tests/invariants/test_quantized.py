@@ -27,32 +27,32 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 
 @pytest.fixture(params=BITS)
-def load_quantised(request, small_model):
+def load_quantized(request, small_model):
     config = BITS[request.param]
     return lambda: AutoModelForCausalLM.from_pretrained(
         small_model, quantization_config=config, dtype=torch.float32, device_map={"": "cpu"}
     )
 
 
-def test_step_zero_is_the_quantised_base(load_quantised):
-    assert torch.equal(logits_of(add_milora(load_quantised())), logits_of(load_quantised()))
+def test_step_zero_is_the_quantized_base(load_quantized):
+    assert torch.equal(logits_of(add_milora(load_quantized())), logits_of(load_quantized()))
 
 
-def test_quantised_base_trains_and_reloads(load_quantised, tmp_path):
-    model = train_briefly(add_milora(load_quantised()))
+def test_quantized_base_trains_and_reloads(load_quantized, tmp_path):
+    model = train_briefly(add_milora(load_quantized()))
     trained = logits_of(model)
-    assert drift(trained, logits_of(load_quantised())) > 1e-2
+    assert drift(trained, logits_of(load_quantized())) > 1e-2
     with model.disable_adapter():
-        assert torch.equal(logits_of(model), logits_of(load_quantised()))
+        assert torch.equal(logits_of(model), logits_of(load_quantized()))
     model.save_pretrained(tmp_path)
-    assert drift(logits_of(milora.load_milora(load_quantised(), tmp_path)), trained) < 1e-5
-    with pytest.raises(MiloraError, match="quantised"):
+    assert drift(logits_of(milora.load_milora(load_quantized(), tmp_path)), trained) < 1e-5
+    with pytest.raises(MiloraError, match="quantized"):
         model.merge_adapter()
 
 
-def test_factors_are_those_of_the_dequantised_weight(load_quantised):
-    """Not of packed nibbles: the quantised weight is near the real one, and so are its principal components."""
-    model = add_milora(load_quantised(), components="principal", target_modules=["v_proj"])
+def test_factors_are_those_of_the_dequantized_weight(load_quantized):
+    """The factors are not those of packed 4-bit values: the dequantized weight has the same principal components."""
+    model = add_milora(load_quantized(), components="principal", target_modules=["v_proj"])
     for layer in (part for part in model.modules() if hasattr(part, "lora_A")):
         weight = read_weight(layer)
         U, S, Vh = torch.linalg.svd(weight.double(), full_matrices=False)
@@ -71,18 +71,18 @@ def test_a_repacked_weight_is_refused(small_model):
         add_milora(base)
 
 
-def test_residual_form_is_refused(load_quantised):
+def test_residual_form_is_refused(load_quantized):
     with pytest.raises(MiloraError, match="needs full precision"):
-        add_milora(load_quantised(), form="residual")
+        add_milora(load_quantized(), form="residual")
 
 
-def test_a_trainer_that_rounds_the_trained_factors_starts_at_the_base(load_quantised):
-    """As TRL's SFTTrainer does on a quantised model: A and B become bf16, and A₀ and B₀ stay as they are."""
-    model = add_milora(load_quantised())
+def test_a_trainer_that_rounds_the_trained_factors_starts_at_the_base(load_quantized):
+    """TRL's SFTTrainer casts A and B of a quantized model to bf16, but not A₀ and B₀."""
+    model = add_milora(load_quantized())
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
-    assert torch.equal(logits_of(model), logits_of(load_quantised()))
+    assert torch.equal(logits_of(model), logits_of(load_quantized()))
 
 
 @pytest.fixture(scope="module", params=BITS)
@@ -101,17 +101,17 @@ def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_small
     assert after < before - 0.1
     factors = load_file(run.adapter / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in factors.values()} == {torch.float32}
-    # In bf16 most of AdamW's steps would have rounded away.
+    # In bf16 most of AdamW's steps would have been rounded away.
     trained = [tensor for name, tensor in factors.items() if ".lora_A." in name]
     assert all((tensor != tensor.bfloat16()).float().mean() > 0.9 for tensor in trained)
-    on_quantised = PeftModel.from_pretrained(load_model(run.recipe.model), run.export("lora"))
-    assert drift(logits_of(on_quantised), logits_of(attach_adapter(load_model(run.recipe.model), run.adapter))) < 1e-5
+    on_quantized = PeftModel.from_pretrained(load_model(run.recipe.model), run.export("lora"))
+    assert drift(logits_of(on_quantized), logits_of(attach_adapter(load_model(run.recipe.model), run.adapter))) < 1e-5
     on_full = PeftModel.from_pretrained(load_small(), run.export("lora"))
     with on_full.disable_adapter():
         base = logits_of(on_full)
     assert torch.equal(base, logits_of(load_small()))
-    # Not exact, for it was trained on the quantised weights; nearer to the trained model than the base is.
-    assert drift(logits_of(on_full), logits_of(on_quantised)) < drift(base, logits_of(on_quantised))
+    # Not exact, because it was trained on the quantized weights; but closer to the trained model than the base is.
+    assert drift(logits_of(on_full), logits_of(on_quantized)) < drift(base, logits_of(on_quantized))
     with pytest.raises(MiloraError, match="round the update away"):
         export_run(run, "merged", run.export("merged"))
 
@@ -124,6 +124,6 @@ def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_small
         ("model.quantization=fp4", "model.quantization: "),
     ],
 )
-def test_a_recipe_says_what_a_quantised_base_cannot_do(override, message):
+def test_a_recipe_that_a_quantized_base_does_not_support_is_refused(override, message):
     with pytest.raises(MiloraError, match=message):
         load_recipe("quickstart", ["model.quantization=int8", override])

@@ -1,4 +1,4 @@
-"""`milora init`: a checkpoint on disk, shard by shard, against the same initialisation of the loaded model."""
+"""`milora init`: a checkpoint on disk, shard by shard, against the same initialization of the loaded model."""
 
 import json
 
@@ -27,7 +27,7 @@ MODELS = {
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
 def checkpoint(request, tmp_path):
-    """In one file, and in several: 40 kB hold two or three matrices."""
+    """A checkpoint in one file, and in several: 40 kB is the size of two or three matrices."""
     request.param().save_pretrained(tmp_path / "single")
     request.param().save_pretrained(tmp_path / "sharded", max_shard_size="40kB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 3
@@ -40,7 +40,7 @@ def _load(folder, **options):
 
 @pytest.mark.parametrize("storage", ["single", "sharded"])
 @pytest.mark.parametrize("components", ["minor", "principal"])
-def test_intact_writes_what_the_loaded_model_gives(checkpoint, storage, components, call, tmp_path):
+def test_intact_writes_the_adapter_of_the_loaded_model(checkpoint, storage, components, call, tmp_path):
     options = ("--rank", 4, "--alpha", 8, "--components", components, "--jobs", 1)
     code, out, err = call("init", checkpoint / storage, *options, "-o", tmp_path / "out")
     assert (code, out.strip()) == (0, str(tmp_path / "out")), err
@@ -69,7 +69,7 @@ def test_intact_writes_what_the_loaded_model_gives(checkpoint, storage, componen
 
 
 @pytest.mark.parametrize("storage", ["single", "sharded"])
-def test_residual_writes_the_checkpoint_again_but_for_its_targets(checkpoint, storage, call, tmp_path):
+def test_residual_changes_only_the_targets(checkpoint, storage, call, tmp_path):
     (checkpoint / storage / "pytorch_model.bin").write_bytes(b"a pickle")
     (checkpoint / storage / "modeling.py").write_text("code")
     (checkpoint / storage / "tokenizer.json").write_text("{}")
@@ -106,7 +106,7 @@ def test_residual_writes_the_checkpoint_again_but_for_its_targets(checkpoint, st
 
 
 def test_a_checkpoint_without_the_prefix(call, tmp_path):
-    """As GPT-2's own on the hub: h.0.attn.c_attn.weight."""
+    """Its names are those of GPT-2 on the hub: h.0.attn.c_attn.weight."""
     make_gpt2().transformer.save_pretrained(tmp_path / "model")
     assert "h.0.attn.c_attn.weight" in load_file(tmp_path / "model" / "model.safetensors")
     code, _, err = call("init", tmp_path / "model", "--rank", 4, "-o", tmp_path / "out")
@@ -126,7 +126,7 @@ def test_a_tied_target_is_read_under_its_other_name(call, tmp_path):
     assert code == 2 and "the weight is tied to another layer's" in err
 
 
-def test_finished_is_finished(call, tmp_path):
+def test_a_finished_output_is_kept(call, tmp_path):
     make_llama().save_pretrained(tmp_path / "model")
     options = ("init", tmp_path / "model", "--targets", "q_proj", "-o", tmp_path / "out")
     assert call(*options, "--rank", 4)[0] == 0
@@ -142,8 +142,8 @@ def test_finished_is_finished(call, tmp_path):
     assert code == 2 and "was made with weights=" in err
 
 
-def test_what_was_begun_otherwise_is_begun_again(call, tmp_path):
-    """Broken by: shards or factors of other options, or of weights since replaced, taken for finished ones."""
+def test_unfinished_files_of_other_options_are_discarded(call, tmp_path):
+    """Broken by: shards or factors of other options or of replaced weights that count as finished."""
     make_llama().save_pretrained(tmp_path / "model", max_shard_size="40kB")
     options = ("--form", "residual", "-o", tmp_path / "out")
     assert call("init", tmp_path / "model", "--rank", 4, *options)[0] == 0
@@ -160,7 +160,7 @@ def test_what_was_begun_otherwise_is_begun_again(call, tmp_path):
 
 
 def test_a_hub_model_is_read_from_its_snapshot(call, tmp_path, monkeypatch):
-    """Broken by: a hub's name looked for as a folder, or the folder's name written for the hub's."""
+    """Broken by: a name on the hub that is read as a folder, or a folder that is written instead of that name."""
     cache = tmp_path / "hub"
     repository = cache / "models--someone--model"
     (repository / "refs").mkdir(parents=True)

@@ -1,0 +1,131 @@
+"""The private API of dependencies that milora uses: its names and signatures.
+
+An upper bound in pyproject.toml may be raised to a version on which these tests pass. A failure names the file to fix.
+
+Broken by: a dependency that renames, moves or changes one of these.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import milora
+from tests.conftest import make_llama
+
+VARIANT, METHODS = "method/variant.py", "models/methods.py"
+TRAINER, GENERATOR = "training/trainer.py", "evaluation/generation/generator.py"
+
+# Module, name, parameters, and the file of milora that uses it. "…" at the end allows for further parameters.
+SIGNATURES = [
+    ("peft.tuners.lora.layer", "LoraVariant.forward", "module active_adapter x result kwargs", VARIANT),
+    ("peft.tuners.lora.layer", "LoraVariant.merge_safe", "module active_adapter orig_weight", VARIANT),
+    ("peft.tuners.lora.layer", "LoraVariant.merge_unsafe", "module active_adapter orig_weight", VARIANT),
+    ("peft.tuners.lora.layer", "LoraVariant.unmerge", "module active_adapter orig_weight", VARIANT),
+    ("peft.tuners.lora.layer", "LoraVariant.supports_lora_conversion", "self", VARIANT),
+    ("peft.tuners.lora.layer", "LoraLayer._cache_store", "self key value", VARIANT),
+    ("peft.tuners.lora.layer", "LoraLayer._cache_pop", "self key", VARIANT),
+    (
+        "peft.tuners.lora.layer",
+        "ParamWrapper.unload_and_optionally_merge_module",
+        "self merge safe_merge adapter_names",
+        VARIANT,
+    ),
+    ("peft.tuners.lora.layer", "Linear.merge", "self safe_merge adapter_names", VARIANT),
+    ("peft.tuners.lora.layer", "Linear.get_delta_weight", "self adapter", "method/analysis.py"),
+    ("peft.utils.integrations", "get_bnb_param_type", "param", VARIANT),
+    ("peft.utils.integrations", "dequantize_module_weight", "module", "method/analysis.py"),
+    ("peft.utils.integrations", "gather_params_ctx", "param modifier_rank …", TRAINER),
+    ("peft.tuners.lora", "LoraModel.add_weighted_adapter", "self adapters …", "method/initialization.py"),
+    ("peft.tuners.lora", "LoraLayer.pissa_init", "self adapter_name init_lora_weights", METHODS),
+    ("peft.tuners.lora", "LoraLayer.olora_init", "self adapter_name", METHODS),
+    ("peft.tuners.lora", "LoraLayer.lora_ga_init", "self adapter_name lora_ga_config", METHODS),
+    ("peft.tuners.lora", "preprocess_loraga", "model lora_config train_step …", METHODS),
+    ("peft", "AdaLoraModel.update_and_allocate", "self global_step", METHODS),
+    ("trl", "SFTTrainer.create_optimizer", "self model", TRAINER),
+    ("trl", "SFTTrainer.get_batch_samples", "self epoch_iterator num_batches device", TRAINER),
+    ("trl", "SFTTrainer._get_num_items_in_batch", "self batch_samples device", TRAINER),
+    ("trl", "SFTTrainer._save", "self output_dir state_dict", TRAINER),
+    ("trl", "SFTTrainer.save_model", "self output_dir _internal_call", TRAINER),
+    ("transformers.integrations.deepspeed", "unset_hf_deepspeed_config", "", TRAINER),
+    ("transformers", "Cache.batch_repeat_interleave", "self repeats", GENERATOR),
+    ("transformers", "Cache.batch_select_indices", "self indices", GENERATOR),
+    (
+        "lm_eval.models.huggingface",
+        "HFLM._model_generate",
+        "self context max_length stop generation_kwargs",
+        GENERATOR,
+    ),
+]
+
+# Module, attribute of a class, its type, and the file of milora that uses it.
+ATTRIBUTES = [
+    ("peft.tuners.lora", "LoraLayer.other_param_names", tuple, VARIANT),
+    ("transformers", "PreTrainedModel._is_stateful", bool, GENERATOR),
+]
+
+
+def _find(module: str, path: str, user: str) -> object:
+    found = import_module(module)
+    for name in path.split("."):
+        assert hasattr(found, name), f"{module} has no {path}: fix src/milora/{user}"
+        found = getattr(found, name)
+    return found
+
+
+@pytest.mark.parametrize(("module", "path", "expected", "user"), SIGNATURES, ids=[row[1] for row in SIGNATURES])
+def test_signature(module, path, expected, user):
+    found = list(inspect.signature(_find(module, path, user)).parameters)
+    names = expected.removesuffix("…").split()
+    compared = found[: len(names)] if expected.endswith("…") else found
+    assert compared == names, f"{module}.{path} takes {found}, not {names}: fix src/milora/{user}"
+
+
+@pytest.mark.parametrize(("module", "path", "kind", "user"), ATTRIBUTES, ids=[row[1] for row in ATTRIBUTES])
+def test_attribute(module, path, kind, user):
+    found = _find(module, path, user)
+    assert isinstance(found, kind), f"{module}.{path} is {found!r}, not a {kind.__name__}: fix src/milora/{user}"
+
+
+def test_layer_attributes():
+    """A LoRA layer keeps its variants in a dict that is read at every forward pass, and its factors in module dicts."""
+    model = get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    reason = f"fix src/milora/{VARIANT}"
+    assert layer.lora_variant == {}, reason
+    for name in ("lora_A", "lora_B", "lora_dropout"):
+        assert isinstance(getattr(layer, name), nn.ModuleDict), reason
+    for name in ("r", "scaling"):
+        assert layer.__dict__[name].keys() == {"default"}, reason
+    assert layer.fan_in_fan_out is False, reason
+
+
+def _files() -> Iterator[tuple[str, str]]:
+    source = Path(milora.__file__).parent
+    for file in source.rglob("*.py"):
+        yield str(file.relative_to(source)), file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "user"),
+    [
+        ("_cache_store", VARIANT),
+        ("_cache_pop", VARIANT),
+        ("lora_variant", VARIANT),
+        ("LoraVariant", VARIANT),
+        ("other_param_names", VARIANT),
+        ("get_bnb_param_type", VARIANT),
+        ("_get_num_items_in_batch", TRAINER),
+        ("gather_params_ctx", TRAINER),
+        ("_model_generate", GENERATOR),
+        ("_is_stateful", GENERATOR),
+    ],
+)
+def test_each_private_name_is_used_in_one_file(name, user):
+    users = [file for file, text in _files() if re.search(rf"\b{name}\b", text)]
+    assert users == [user], f"{name} is private API: use it in src/milora/{user} alone"
