@@ -28,7 +28,7 @@ from milora.run.recipe import ModelSection
 
 # Whatever trains, starts processes, or decomposes large matrices takes seconds; `make check` leaves it out.
 SLOW_FIXTURES = {"small_recipe", "recipe", "start", "browser"}
-SLOW_FILES = {"test_decomposition.py", "test_sandbox.py", "test_parity.py", "test_other_trainers.py"}
+SLOW_FILES = {"test_decomposition.py", "test_sandbox.py", "test_parity.py", "test_conversion.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

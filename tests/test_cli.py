@@ -10,6 +10,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import milora
+from milora.run.directory import create_run
+from milora.run.recipe import load_recipe
+from milora.training.prepare import locate
 from tests.conftest import drift, logits_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -54,6 +57,55 @@ def test_the_same_command_returns_at_once(finished, small_recipe, call):
     code, out, _ = call("run", small_recipe, "--runs", run.parent)
     assert code == 0 and "arithmetic" in out
     assert {file: file.stat().st_mtime_ns for file in (run / "evaluation").rglob("*.json*")} == before
+
+
+def test_a_run_directory_is_continued_and_its_recipe_is_fixed(finished, call):
+    _, run = finished
+    before = (run / "training.json").stat().st_mtime_ns
+    code, out, _ = call("run", run)
+    assert code == 0 and "arithmetic" in out and (run / "training.json").stat().st_mtime_ns == before
+    code, _, err = call("train", run, "seed=1")
+    assert code == 2 and "is a run, whose recipe is fixed" in err
+
+
+def test_a_run_whose_data_changed_is_not_continued(small_recipe, call, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "1", "answer": "2"}\n' * 40)
+    overrides = [f"data.name={rows}", "training.max_steps=1", "adapter.method=lora"]
+    code, out, err = call("train", small_recipe, *overrides, "--runs", tmp_path / "runs")
+    assert code == 0, err
+    rows.write_text('{"question": "1", "answer": "3"}\n' * 40)
+    code, _, err = call("train", out.strip())
+    assert code == 2 and "started with other data or model files" in err
+    rows.unlink()
+    code, _, err = call("train", out.strip())
+    assert code == 2 and "the file does not exist" in err
+
+
+def test_runs_are_listed(finished, call, tmp_path):
+    _, run = finished
+    code, out, _ = call("runs", run.parent)
+    head, row = out.splitlines()
+    assert code == 0 and head.split()[:2] == ["run", "state"]
+    assert row.startswith(run.name) and "reported" in row and "arithmetic 0.0" in row and "→" in row
+    code, _, err = call("runs", tmp_path)
+    assert code == 2 and "contains no run directory" in err
+
+
+def test_runs_are_told_apart_by_what_differs(call, tmp_path):
+    for seed in (0, 1):
+        create_run(locate(load_recipe("quickstart", [f"seed={seed}"]), tmp_path))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "recipe.yaml").write_text("name: old\n")
+    code, out, _ = call("runs", tmp_path)
+    assert code == 0 and out.count("started") == 2 and out.count("seed=1") == 1 and "learning_rate" not in out
+    assert "of another version" in next(line for line in out.splitlines() if line.startswith("old"))
+
+
+def test_version_and_help(call):
+    assert call("--version")[1].startswith("milora 0.")
+    code, out, _ = call("-h")
+    assert code == 0 and "..." not in out  # every command has a whole sentence
 
 
 def test_exports_agree(finished, small_model, call, tmp_path):

@@ -1,6 +1,7 @@
 """Converts an adapter that another trainer made on a residual model to an ordinary LoRA for the original base."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from peft import LoraConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -14,6 +15,7 @@ from milora.method.export import ExportReport, combine_updates, write_lora
 from milora.method.files import hash_file, read_json
 from milora.method.variant import join_factors
 
+ANOTHER_START = "pass the residual model that the adapter was trained on"
 SHAPING = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "bias")
 
 
@@ -32,60 +34,66 @@ def convert_adapter(path: Path, trained: Path, initial: Path, *, rank: int | Non
         MiloraError: `initial` is not a residual model or its adapter has been changed, or `trained` has another shape
             or other tensors.
     """
-    record = initial / RECORD
-    content = read_json(record) if record.is_file() else {}
-    if "adapter_sha256" not in content:
-        raise MiloraError(
-            f"{initial} is not a residual model", "pass the folder that milora init --form residual wrote"
-        )
-    start = initial / ADAPTER
-    if not (start / SAFETENSORS_WEIGHTS_NAME).is_file() or (
-        hash_file(start / SAFETENSORS_WEIGHTS_NAME) != content["adapter_sha256"]
-    ):
-        raise MiloraError(
-            f"{start} is not the adapter that training started from",
-            "create it again: milora init with the same options writes the same factors",
-        )
-    config, state = _read_adapter(trained)
-    if Path(str(config.base_model_name_or_path)).resolve() != initial.resolve():
-        raise MiloraError(
-            f"{trained} was trained on {config.base_model_name_or_path}, not on {initial}",
-            "pass that folder, or if it was moved, fix base_model_name_or_path in the adapter's config",
-        )
-    initial_config, factors = _read_adapter(start)
-    for option in SHAPING:
-        found, expected = getattr(config, option), getattr(initial_config, option)
-        if found != expected:
-            raise MiloraError(
-                f"{trained} has {option}={found!r}, and {start} has {expected!r}",
-                "pass the residual model that the adapter was trained on",
-            )
-    different = {name for name in state if "lora_" in name} ^ factors.keys()
-    if different:
-        raise MiloraError(
-            f"only one of {trained} and {start} has {min(different)}",
-            "pass the residual model that the adapter was trained on",
-        )
+    record = _read_record(initial)
+    start = _read_adapter(initial / ADAPTER)
+    adapter = _read_adapter(trained)
+    _check_same_shape(trained, adapter, initial, start)
     # PEFT saves a targeted lm_head beside its factors: here it is W − s·B₀A₀, which does not belong to the base.
-    state = {name: tensor for name, tensor in state.items() if ".base_layer." not in name}
+    state = {name: tensor for name, tensor in adapter.state.items() if ".base_layer." not in name}
     updates = {}
-    for name, scaling in content["scaling"].items():
+    for name, scaling in record["scaling"].items():
         keys = [f"{name}.{part}.weight" for part in ("lora_A", "lora_B")]
-        A0, B0 = (factors[key] for key in keys)
-        A, B = (state[key].to(factors[key].dtype) for key in keys)
+        A0, B0 = (start.state[key] for key in keys)
+        A, B = (state[key].to(start.state[key].dtype) for key in keys)
         if (A.shape, B.shape) != (A0.shape, B0.shape):
             raise MiloraError(
                 f"{name}: the adapters have the shapes {tuple(B.shape)}, {tuple(A.shape)} and {tuple(B0.shape)}, "
                 f"{tuple(A0.shape)}",
-                "pass the residual model that the adapter was trained on",
+                ANOTHER_START,
             )
         up, down = join_factors(A, B, A0, B0)
         updates[name] = up * scaling, down
-    config.base_model_name_or_path = content["options"]["model"]
-    return write_lora(path, combine_updates(state, config, updates, rank))
+    adapter.config.base_model_name_or_path = record["options"]["model"]
+    return write_lora(path, combine_updates(state, adapter.config, updates, rank))
 
 
-def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+class _Adapter(NamedTuple):
+    config: LoraConfig
+    state: dict[str, Tensor]
+
+
+def _read_record(initial: Path) -> dict[str, Any]:
+    record = read_json(initial / RECORD) if (initial / RECORD).is_file() else {}
+    if "adapter_sha256" not in record:
+        raise MiloraError(
+            f"{initial} is not a residual model", "pass the folder that milora init --form residual wrote"
+        )
+    weights = initial / ADAPTER / SAFETENSORS_WEIGHTS_NAME
+    if not weights.is_file() or hash_file(weights) != record["adapter_sha256"]:
+        raise MiloraError(
+            f"{initial / ADAPTER} is not the adapter that training started from",
+            "create it again: milora init with the same options writes the same factors",
+        )
+    return record
+
+
+def _check_same_shape(trained: Path, adapter: _Adapter, initial: Path, start: _Adapter) -> None:
+    named = adapter.config.base_model_name_or_path
+    if Path(str(named)).resolve() != initial.resolve():
+        raise MiloraError(
+            f"{trained} was trained on {named}, not on {initial}",
+            "pass that folder, or if it was moved, fix base_model_name_or_path in the adapter's config",
+        )
+    for option in SHAPING:
+        found, expected = getattr(adapter.config, option), getattr(start.config, option)
+        if found != expected:
+            raise MiloraError(f"{trained} has {option}={found!r}, and its start has {expected!r}", ANOTHER_START)
+    different = {name for name in adapter.state if "lora_" in name} ^ start.state.keys()
+    if different:
+        raise MiloraError(f"only one of {trained} and {initial / ADAPTER} has {min(different)}", ANOTHER_START)
+
+
+def _read_adapter(folder: Path) -> _Adapter:
     for file in (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME):
         if not (folder / file).is_file():
             raise MiloraError(f"{folder} does not contain {file}", "pass a folder that save_pretrained wrote")
@@ -93,4 +101,4 @@ def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         state = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     except SafetensorError as error:
         raise MiloraError(f"{folder / SAFETENSORS_WEIGHTS_NAME} is incomplete: {error}", "save it again") from error
-    return LoraConfig.from_pretrained(str(folder)), state
+    return _Adapter(LoraConfig.from_pretrained(str(folder)), state)
