@@ -1,6 +1,7 @@
 """The commands from end to end, and every bad input: two lines on stderr, exit code 2, no traceback."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -59,8 +60,9 @@ def test_the_same_command_returns_at_once(finished, small_recipe, call):
     assert {file: file.stat().st_mtime_ns for file in (run / "evaluation").rglob("*.json*")} == before
 
 
-def test_a_run_directory_is_continued_and_its_recipe_is_fixed(finished, call):
-    _, run = finished
+def test_a_run_directory_is_continued_and_its_recipe_is_fixed(finished, call, tmp_path):
+    run = tmp_path / "renamed"
+    shutil.copytree(finished[1], run)
     before = (run / "training.json").stat().st_mtime_ns
     code, out, _ = call("run", run)
     assert code == 0 and "arithmetic" in out and (run / "training.json").stat().st_mtime_ns == before

@@ -11,6 +11,7 @@ from pathlib import Path
 from milora.comparison.grid import Cell, Grid, describe_cost
 from milora.comparison.results import Results, collect_results
 from milora.comparison.schedule import Task, run_here, run_on_ray
+from milora.data.rows import list_files
 from milora.evaluation.evaluate import check_evaluation, evaluate
 from milora.evaluation.scores import Scores
 from milora.evaluation.target import target_of_run
@@ -22,6 +23,7 @@ from milora.models.export import export_run
 from milora.report.comparison_page import write_results
 from milora.report.run_page import write_report
 from milora.run.directory import RunDirectory, create_run, is_run, locked, open_run
+from milora.run.identity import Identity, identify
 from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import load_recipe
 from milora.run.records import CellRecord, Spectra
@@ -61,7 +63,7 @@ def _locate_run(name: str, overrides: list[str]) -> RunDirectory:
     if overrides:
         raise MiloraError(f"{name} is a run, whose recipe is fixed", "leave the overrides out, or name its recipe")
     run = open_run(Path(name).resolve())
-    if locate(run.recipe, run.path.parent).path != run.path:
+    if identify(run.recipe, list_files(run.recipe.data)) != run.read(Identity):
         raise MiloraError(
             f"{name} was started with other data or model files than those that its recipe names now",
             "restore the files, or run the recipe again, in a new run directory",

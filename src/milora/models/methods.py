@@ -4,9 +4,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import datasets
 import torch
 from peft import AdaLoraConfig, AdaLoraModel, LoraConfig, LoraGAConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
@@ -22,6 +21,9 @@ from milora.method.variant import base_weight, is_transposed, trained_factors
 from milora.models.base import linear_names
 from milora.run.recipe import AdapterSection, ModelSection
 
+if TYPE_CHECKING:
+    import datasets  # of the extra `train`, and milora init has no need of it
+
 GRADIENT_ROWS = 64
 MINIMUM_ADALORA_STEPS = 5
 
@@ -31,7 +33,7 @@ class Course:
     """What some methods need to know about the training: its optimizer steps, and its first rows as tokens."""
 
     steps: int
-    rows: datasets.Dataset
+    rows: "datasets.Dataset"
     collate: Callable[[list[Any]], dict[str, Tensor]]
     micro_batch_size: int
 

@@ -195,7 +195,8 @@ def create_run(run: RunDirectory) -> RunDirectory:
     """Make a located run's directory, or complete the existing one; the main process does."""
     if is_main_process():
         run.path.mkdir(parents=True, exist_ok=True)
-        run.write(Identity(FORMAT, run.path.name.rpartition("-")[2]))
+        if not run.has(Identity):
+            run.write(Identity(FORMAT, run.path.name.rpartition("-")[2]))
         write_text(run.path / RECIPE, run.recipe.to_yaml())
         if not run.has(Environment):
             run.write(describe_environment())
