@@ -4,8 +4,16 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import load_file
+
+from milora import MiloraError
+from milora.run.directory import create_run
+from milora.run.recipe import load_recipe
+from milora.training.divergence import check_trained
+from milora.training.prepare import locate
+from milora.training.train import train
 
 
 def _train(recipe, runs, *overrides):
@@ -26,3 +34,32 @@ def test_best_keeps_the_step_of_the_lowest_held_out_loss(small_recipe, tmp_path)
     same = all(torch.equal(best_adapter[name], last_adapter[name]) for name in last_adapter)
     assert same == (best["kept_step"] == 6)
     assert best["kept_step"] != 6, "the last step was the best: this test shows nothing"
+
+
+@pytest.mark.parametrize("logged", [1, 100], ids=["each step", "no step"])
+def test_a_run_that_diverges_is_not_trained(small_recipe, tmp_path, logged):
+    wild = ["training.learning_rate=1e20", "training.schedule=constant", f"training.log_steps={logged}"]
+    command = [sys.executable, "-m", "milora", "train", small_recipe, *wild, "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "training diverged: " in done.stderr and "not finite at step" in done.stderr
+    assert "at learning rate 1e+20" in done.stderr and "lower training.learning_rate" in done.stderr
+    (run,) = tmp_path.iterdir()
+    assert not (run / "training.json").exists() and not (run / "adapter").exists()
+
+
+def test_the_last_step_is_looked_at_too():
+    """After it there is no gradient and no loss: the weights and the held-out loss themselves."""
+    with pytest.raises(MiloraError, match="a trained weight is not finite at step 3, at learning rate 0.1"):
+        check_trained({"A": torch.tensor([0.0, torch.nan])}, 1.0, 3, 0.1)
+    with pytest.raises(MiloraError, match="the held-out loss is not finite"):
+        check_trained({"A": torch.zeros(2)}, float("inf"), 3, 0.1)
+    check_trained({"A": torch.full((2,), 3e38)}, None, 3, 0.1)  # whose norm overflows
+
+
+def test_float16_needs_loss_scaling(small_recipe, tmp_path):
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator, on which float16 is trained with loss scaling")
+    run = create_run(locate(load_recipe(small_recipe, ["model.dtype=float16"]), tmp_path))
+    with pytest.raises(MiloraError, match="loss scaling, which needs a GPU"):
+        train(run)

@@ -72,7 +72,7 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
         MiloraError: what the recipe names does not exist or does not fit, or the launch does not fit.
     """
     recipe = run.recipe
-    _check_launcher(recipe)
+    _check_launch(recipe)
     micro_batch = micro_batch_size(recipe)
     is_full = recipe.adapter.method == "full"
     with fail_together():
@@ -128,8 +128,12 @@ def _start(
     return model
 
 
-def _check_launcher(recipe: Recipe) -> None:
+def _check_launch(recipe: Recipe) -> None:
     launcher = name_launcher()
+    if recipe.model.dtype == "float16" and not torch.accelerator.is_available():
+        raise MiloraError(
+            "model.dtype=float16 is trained with loss scaling, which needs a GPU", "set model.dtype=bfloat16 or float32"
+        )
     if launcher == "fsdp1":
         raise MiloraError(
             "FSDP's first version is not supported", "set fsdp_version: 2, as `milora launcher fsdp2` does"

@@ -10,9 +10,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from milora.method.variant import keep_initial_factors
 from milora.models.methods import RankAllocation
 from milora.run.directory import RunDirectory
-from milora.run.launch import is_main_process, wait_for_all
+from milora.run.launch import fail_together, is_main_process, wait_for_all
 from milora.training.arguments import make_arguments
 from milora.training.checkpoints import CompletionMark
+from milora.training.divergence import DivergenceGuard, check_trained
 from milora.training.prepare import Preparation, prepare
 from milora.training.progress import ProgressBar
 from milora.training.record import record_training
@@ -27,7 +28,7 @@ def train(run: RunDirectory, cache: Path | None = None) -> None:
     the main one has written everything. `cache` is a folder of factors; see `decompose_layers`.
 
     Raises:
-        MiloraError: what the recipe names does not exist or does not fit, or the launch does not fit.
+        MiloraError: what the recipe names does not exist or does not fit, the launch does not fit, or training diverged.
     """
     if run.is_trained:
         if is_main_process():
@@ -42,6 +43,9 @@ def train(run: RunDirectory, cache: Path | None = None) -> None:
     held_out_loss = trainer.evaluate()["eval_loss"] if prepared.rows.held_out else None
     state = trainer.gather_state()
     trainer.close()
+    with fail_together():
+        if is_main_process():
+            check_trained(state, held_out_loss, trainer.state.global_step, run.recipe.training.learning_rate)
     if is_main_process():
         record_training(run, prepared, trainer, state, seconds, held_out_loss)
     wait_for_all()
@@ -56,7 +60,12 @@ def _make_trainer(run: RunDirectory, prepared: Preparation) -> RecipeTrainer:
         train_dataset=rows.train,
         eval_dataset=rows.held_out,
         processing_class=prepared.tokenizer,
-        callbacks=[ProgressBar(), CompletionMark(), *([RankAllocation()] if adapter.method == "adalora" else [])],
+        callbacks=[
+            ProgressBar(),
+            DivergenceGuard(),
+            CompletionMark(),
+            *([RankAllocation()] if adapter.method == "adalora" else []),
+        ],
         loraplus_ratio=adapter.loraplus_ratio if adapter.method == "loraplus" else None,
     )
     trainer.remove_callback(ProgressCallback)
