@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import IA3Config, LoraConfig, get_peft_model
-from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora import LoraLayer
 
 from milora import MiloraError
 from milora.evaluation.evaluate import evaluate, locate_scores
@@ -88,6 +89,45 @@ def test_other_settings_are_scored_beside_and_the_same_ones_are_read(run):
     _score(target, fewer)
     assert _folder(target, fewer).read(Scores).count == 4
     assert _folder(target).read(Scores).count == 6 and file.stat().st_mtime_ns == before
+
+
+def _with_changed_byte(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_whatever_changed_is_scored_again_and_nothing_else(run, small_model, data_dir, tmp_path):
+    section = EvaluationSection(tasks=["gsm8k"], data_dir=str(tmp_path))
+    (tmp_path / "test.jsonl").write_bytes((Path(data_dir) / "gsm8k" / "test.jsonl").read_bytes())
+    shutil.copytree(small_model, tmp_path / "model")
+    (tmp_path / "task.yaml").write_text("task: tiny\n")
+    harness = EvaluationSection(tasks=[str(tmp_path / "task.yaml")])
+
+    def places():
+        targets = {
+            "run": resolve_target(str(run)),
+            "float32": resolve_target(str(tmp_path / "model"), "float32"),
+            "bfloat16": resolve_target(str(tmp_path / "model"), "bfloat16"),
+        }
+        return {
+            (name, task): _folder(target, one).path.name
+            for name, target in targets.items()
+            for task, one in (("gsm8k", section), ("harness", harness))
+        }
+
+    def changed(file):
+        before = places()
+        _with_changed_byte(file)
+        return {key for key, digest in places().items() if digest != before[key]}
+
+    first = places()
+    assert len(set(first.values())) == len(first)
+    models = {(name, task) for name in ("float32", "bfloat16") for task in ("gsm8k", "harness")}
+    assert changed(tmp_path / "model" / "model.safetensors") == models
+    assert changed(run / "adapter" / "adapter_model.safetensors") == {("run", "gsm8k"), ("run", "harness")}
+    assert changed(tmp_path / "test.jsonl") == {key for key in first if key[1] == "gsm8k"}
+    assert changed(tmp_path / "task.yaml") == {key for key in first if key[1] == "harness"}
 
 
 def test_an_evaluation_resumes_where_it_stopped(run):

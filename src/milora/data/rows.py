@@ -65,7 +65,7 @@ def list_files(section: DataSection) -> list[Path]:
     """
     if section.name in NAMED_SETS and section.data_dir is not None:
         # The test split's too: its questions are dropped from training.
-        return [_find_file(section.name, split, section.data_dir) for split in NAMED_SETS[section.name].files]
+        return [find_file(section.name, split, section.data_dir) for split in NAMED_SETS[section.name].files]
     path = Path(section.name)
     if path.suffix not in FORMATS:
         return []
@@ -111,14 +111,19 @@ def _read_rows(table: datasets.Dataset, read: Read) -> datasets.Dataset:
 
 def _load_split(name: str, split: Split, data_dir: str | None) -> datasets.Dataset:
     if data_dir is not None:
-        return _load_file(_find_file(name, split, data_dir))
+        return _load_file(find_file(name, split, data_dir))
     remote = NAMED_SETS[name].remote
     if not remote:
         raise MiloraError(f"{name} is read from local files", "set data.data_dir to the folder that contains them")
     return _load(**remote[split])
 
 
-def _find_file(name: str, split: Split, data_dir: str) -> Path:
+def find_file(name: str, split: Split, data_dir: str) -> Path:
+    """Return the local file of a named set's split.
+
+    Raises:
+        MiloraError: it does not exist.
+    """
     file = Path(NAMED_SETS[name].files[split])
     candidates = [Path(data_dir) / file, Path(data_dir) / file.name]
     for candidate in candidates:

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from milora.data.rows import find_file
+from milora.data.sets import NAMED_SETS
 from milora.data.templates import Template, resolve_template
 from milora.evaluation.benchmarks import BENCHMARKS, GROUPS, Benchmark
 from milora.evaluation.benchmarks.benchmark import HEADLINE
@@ -31,6 +33,7 @@ from milora.method.errors import MiloraError
 from milora.models.base import load_tokenizer
 from milora.run.directory import ScoreFolder, locked
 from milora.run.environment import describe_environment
+from milora.run.identity import hash_local
 from milora.run.launch import is_main_process
 from milora.run.recipe import EvaluationSection, Recipe
 
@@ -153,7 +156,7 @@ def _score(target: Target, name: str, section: EvaluationSection, backend: Backe
 
 def _score_benchmark(benchmark: Benchmark, target: Target, section: EvaluationSection, backend: Backend) -> None:
     folder, settings = _folder(target, benchmark.name, section), _settings(target, benchmark.name, section)
-    rows = benchmark.load(settings.data_dir, section.limit)
+    rows = benchmark.load(section.data_dir or target.data_dir, section.limit)
     template = _template(benchmark, target, section)
     decoding = benchmark.decoding(section.max_new_tokens)
     completed = complete_all(backend, [Request(template.render(row.prompt), decoding) for row in rows], folder)
@@ -192,10 +195,18 @@ def _template(benchmark: Benchmark, target: Target, section: EvaluationSection) 
 def _settings(target: Target, name: str, section: EvaluationSection) -> Settings:
     if name == FORGETTING:
         asked = section.forgetting
-        return Settings("1", text=f"{asked.text}: {asked.blocks} blocks of {asked.block_length}")
+        text = Path(asked.text)
+        return Settings(
+            target.digest,
+            "1",
+            data=hash_local(text) if text.is_file() else None,
+            text=f"{asked.text}: {asked.blocks} blocks of {asked.block_length}",
+        )
     if name not in BENCHMARKS:
         return Settings(
+            target.digest,
             f"lm-eval {version('lm-eval')}",
+            data=hash_local(Path(name)) if Path(name).is_file() else None,
             limit=section.limit,
             batch_size=section.batch_size,
             backend=section.backend,
@@ -203,16 +214,24 @@ def _settings(target: Target, name: str, section: EvaluationSection) -> Settings
     benchmark = BENCHMARKS[name]
     decoding = benchmark.decoding(section.max_new_tokens)
     return Settings(
+        target.digest,
         str(benchmark.version),
         prompt=_template(benchmark, target, section).text,
         limit=section.limit,
-        data_dir=section.data_dir or target.data_dir,
+        data=_hash_rows(benchmark, section.data_dir or target.data_dir),
         max_new_tokens=decoding.max_new_tokens,
         beams=decoding.beams,
         stops=decoding.stops,
         batch_size=section.batch_size,
         backend=section.backend,
     )
+
+
+def _hash_rows(benchmark: Benchmark, data_dir: str | None) -> str | None:
+    """The digest of the rows' file, None if they are embedded or read from their published place."""
+    if data_dir is None or benchmark.name not in NAMED_SETS:
+        return None
+    return hash_local(find_file(benchmark.name, "test", data_dir))
 
 
 def _folder(target: Target, name: str, section: EvaluationSection) -> ScoreFolder:

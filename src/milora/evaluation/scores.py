@@ -26,12 +26,17 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What decides a score besides the model."""
+    """What decides a score.
 
+    `model` is the digest of what was scored (base, dtype, quantization, adapter), `version` that of the task: of its
+    prompt, decoding and grading. `data` is the digest of local data files.
+    """
+
+    model: str
     version: str
     prompt: str | None = None
     limit: int | None = None
-    data_dir: str | None = None
+    data: str | None = None
     max_new_tokens: int | None = None
     beams: int = 1
     stops: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """What is evaluated: a run, a checkpoint of it, an adapter and its base, or a model."""
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from milora.method.layers import MARKS
 from milora.method.options import Dtype, Form, TemplateName
 from milora.models.base import attach_adapter, load_model
 from milora.run.directory import RunDirectory, is_run, open_run, run_of_checkpoint
+from milora.run.identity import hash_folder
 from milora.run.recipe import ModelSection, Recipe
 
 EVALUATIONS = Path("evaluations")
@@ -49,6 +51,16 @@ class Target:
         """What it was trained from."""
         model = self.recipe.model if self.recipe else self.model
         return replace(self, who="base", model=model, adapter=None, served=model.name)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits of everything that decides its answers; local files count by their contents."""
+        content = self.model.model_dump(exclude_defaults=True) | {"dtype": self.model.dtype}
+        if Path(self.model.name).is_dir():
+            content["name"] = hash_folder(Path(self.model.name))
+        adapter = hash_folder(self.adapter) if self.adapter else None
+        text = json.dumps([content, adapter, self.form], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def load(self) -> PreTrainedModel | PeftModel:
         """Return the model in eval mode, with its adapter as servers hold one.
@@ -118,7 +130,6 @@ def _target(run: RunDirectory, trained: Path) -> Target:
 
 
 def _folder(path: Path) -> Path:
-    """Where scores go that are not of a run: every path, and every state of the weights in it, has its own name."""
-    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(path.glob("*.safetensors"))]
+    """Where scores go that are not of a run: one folder for every path; their settings tell its states apart."""
     name = str(path.resolve() if path.exists() else path)
-    return EVALUATIONS / f"{path.name}-{hashlib.sha256(f'{name}{files}'.encode()).hexdigest()[:8]}"
+    return EVALUATIONS / f"{path.name}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -41,16 +41,21 @@ def identify(recipe: Recipe, data_files: Sequence[Path]) -> Identity:
         content["data"].pop("data_dir", None)
         if Path(recipe.data.name).exists():
             del content["data"]["name"]
-        content["data"]["sha256"] = [_hash_local(path) for path in data_files]
+        content["data"]["sha256"] = [hash_local(path) for path in data_files]
     folder = Path(recipe.model.name)
     if folder.is_dir():
-        files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES)
-        content["model"]["name"] = {path.name: _hash_local(path) for path in files}
+        content["model"]["name"] = hash_folder(folder)
     text = json.dumps(_with_plain_numbers(content), sort_keys=True)
     return Identity(FORMAT, hashlib.sha256(text.encode()).hexdigest()[:8])
 
 
-def _hash_local(path: Path) -> str:
+def hash_folder(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each of a model's or an adapter's files, by name."""
+    return {path.name: hash_local(path) for path in sorted(folder.iterdir()) if path.suffix in MODEL_FILES}
+
+
+def hash_local(path: Path) -> str:
+    """Return the sha256 of a file, computed again only when the file has changed."""
     state = path.stat()
     return _hash_once(path, state.st_size, state.st_mtime_ns)
 

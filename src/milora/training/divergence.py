@@ -31,7 +31,7 @@ class DivergenceGuard(TrainerCallback):
         assert model is not None and lr_scheduler is not None
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not args.fp16 and gradients and not _are_finite(gradients):
-            raise _diverged("the gradient", state.global_step + 1, lr_scheduler.get_last_lr()[0])
+            raise _diverged("the gradient", state.global_step + 1, float(lr_scheduler.get_last_lr()[0]))
 
     def on_log(
         self,
