@@ -84,6 +84,41 @@ def test_a_run_whose_data_changed_is_not_continued(small_recipe, call, tmp_path)
     assert code == 2 and "the file does not exist" in err
 
 
+@pytest.mark.parametrize("place", ["adapter", ".", "export/lora"])
+def test_an_export_writes_over_nothing(finished, call, place):
+    _, run = finished
+    before = {file: file.read_bytes() for file in run.rglob("*.safetensors")}
+    code, _, err = call("export", run, "-o", run / place)
+    assert code == 2 and "is not an empty folder" in err
+    assert {file: file.read_bytes() for file in run.rglob("*.safetensors")} == before
+    code, _, err = call("export", run)  # its own place is written again
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("key", "commands", "message"),
+    [
+        ("evaluation.allow_code_execution", [("eval", "--tasks", "humaneval")], "runs programs that a model wrote"),
+        ("model.trust_remote_code", [("eval",), ("export",), ("run",), ("train",)], "pass --trust-remote-code"),
+    ],
+)
+def test_a_run_directory_does_not_permit_itself_to_run_code(finished, call, tmp_path, key, commands, message):
+    run = tmp_path / "from-a-stranger"
+    shutil.copytree(finished[1], run)
+    section, name = key.split(".")
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace(f"{section}:\n", f"{section}:\n  {name}: true\n"))
+    for command, *options in commands:
+        code, _, err = call(command, run, *options)
+        assert code == 2 and message in err, command
+
+
+def test_the_code_track_does_not_permit_itself(call, tmp_path):
+    code, _, err = call("run", "code-smoke", "--runs", tmp_path / "runs")
+    assert code == 2 and "evaluation.allow_code_execution=true" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_runs_are_listed(finished, call, tmp_path):
     _, run = finished
     code, out, _ = call("runs", run.parent)

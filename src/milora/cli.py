@@ -25,6 +25,12 @@ RecipeOrRun = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: training.batch_size=8")
 ]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model of a run or a checkpoint.")
+]
+AllowPrograms = Annotated[
+    bool, typer.Option("--allow-code-execution", help="Let humaneval run programs that the model writes.")
+]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that contains run directories.")]
 
 
@@ -115,12 +121,16 @@ def init(
 
 
 @app.command()
-def train(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = RUNS) -> None:
+def train(
+    recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = RUNS, trust_remote_code: TrustCode = False
+) -> None:
     """Train a recipe's adapter, or resume a run that was killed."""
     from milora.pipeline import locate_recipe, train_only
+    from milora.run.directory import Permissions
     from milora.run.launch import is_main_process
 
-    run = locate_recipe(recipe, overrides or [], runs)
+    permissions = Permissions(trust_remote_code, allow_code_execution=False)
+    run = locate_recipe(recipe, overrides or [], runs, permissions)
     train_only(run)
     if is_main_process():
         typer.echo(run.path)
@@ -147,9 +157,8 @@ def evaluate_(
     ),
     backend: Annotated[Backend | None, typer.Option(help="hf: this process. server: an OpenAI-compatible one.")] = None,
     url: Annotated[str | None, typer.Option(help="The server's address, ending in /v1.")] = None,
-    allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", help="Let humaneval run programs that the model writes.")
-    ] = False,
+    allow_code_execution: AllowPrograms = False,
+    trust_remote_code: TrustCode = False,
 ) -> None:
     """Score a run, an adapter, or a model on benchmarks.
 
@@ -158,10 +167,11 @@ def evaluate_(
     from milora.evaluation.evaluate import evaluate
     from milora.evaluation.scores import format_table
     from milora.evaluation.target import resolve_target
+    from milora.run.directory import Permissions
     from milora.run.launch import is_main_process
     from milora.run.recipe import EvaluationSection, override_section
 
-    target = resolve_target(name, dtype)
+    target = resolve_target(name, dtype, Permissions(trust_remote_code, allow_code_execution))
     given = {
         "tasks": tasks and tasks.split(","),
         "limit": limit,
@@ -191,6 +201,7 @@ def export(
         Path | None, typer.Option("--output", "-o", help="The folder to write; default: RUN/export/FORM.")
     ] = None,
     initial: Annotated[Path | None, typer.Option(help="The residual model that the adapter RUN started from.")] = None,
+    trust_remote_code: TrustCode = False,
 ) -> None:
     """Write a trained run in a form that other tools load.
 
@@ -199,23 +210,35 @@ def export(
     With --initial: convert an adapter that another trainer made on a residual model from milora init into an ordinary
     LoRA for the original model.
     """
-    from milora.models.export import export_adapter, export_run
-    from milora.run.directory import locate_export, open_run
+    from milora.models.export import check_vacant, export_adapter, export_run
+    from milora.run.directory import Permissions, locate_export, open_run
 
-    target = output or locate_export(path, form)
+    target = check_vacant(output) if output else locate_export(path, form)
     if initial is not None:
         typer.echo(export_adapter(path, initial, form, target, rank))
     else:
-        typer.echo(export_run(open_run(path), form, target, rank))
+        run = open_run(path, Permissions(trust_remote_code, allow_code_execution=False))
+        typer.echo(export_run(run, form, target, rank))
 
 
 @app.command("run")
-def run_(recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = RUNS) -> None:
-    """Train, evaluate, export, and report: the main job."""
+def run_(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    runs: Runs = RUNS,
+    allow_code_execution: AllowPrograms = False,
+    trust_remote_code: TrustCode = False,
+) -> None:
+    """Train, evaluate, export, and report: the main job.
+
+    A recipe says itself what code may run; the two flags are for a run directory.
+    """
     from milora.evaluation.scores import format_table
     from milora.pipeline import locate_recipe, run_all
+    from milora.run.directory import Permissions
 
-    finished = run_all(locate_recipe(recipe, overrides or [], runs))
+    permissions = Permissions(trust_remote_code, allow_code_execution)
+    finished = run_all(locate_recipe(recipe, overrides or [], runs, permissions))
     if finished is not None:
         typer.echo(format_table(finished.scores))
         typer.echo(f"exported {finished.exported}\nreport   {finished.report}")

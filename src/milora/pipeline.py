@@ -22,7 +22,7 @@ from milora.models.base import load_model
 from milora.models.export import export_run
 from milora.report.comparison_page import write_results
 from milora.report.run_page import write_report
-from milora.run.directory import RunDirectory, create_run, is_run, locked, open_run
+from milora.run.directory import EVERYTHING, Permissions, RunDirectory, create_run, is_run, locked, open_run
 from milora.run.identity import Identity, identify
 from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import load_recipe
@@ -49,20 +49,24 @@ class Compared:
     failures: list[str]
 
 
-def locate_recipe(name: str, overrides: list[str], runs: Path) -> RunDirectory:
-    """Return the run directory of a recipe, or of the run directory that `name` is.
+def locate_recipe(name: str, overrides: list[str], runs: Path, permissions: Permissions) -> RunDirectory:
+    """Return the run directory of a recipe, or of the run directory that `name` is; see `open_run` for `permissions`.
 
     Raises:
         MiloraError: overrides of a run that exists, or its data or model files have changed since it started.
     """
     with fail_together():
-        return _locate_run(name, overrides) if is_run(Path(name)) else locate(load_recipe(name, overrides), runs)
+        return (
+            _locate_run(name, overrides, permissions)
+            if is_run(Path(name))
+            else locate(load_recipe(name, overrides), runs)
+        )
 
 
-def _locate_run(name: str, overrides: list[str]) -> RunDirectory:
+def _locate_run(name: str, overrides: list[str], permissions: Permissions) -> RunDirectory:
     if overrides:
         raise MiloraError(f"{name} is a run, whose recipe is fixed", "leave the overrides out, or name its recipe")
-    run = open_run(Path(name).resolve())
+    run = open_run(Path(name).resolve(), permissions)
     if identify(run.recipe, list_files(run.recipe.data)) != run.read(Identity):
         raise MiloraError(
             f"{name} was started with other data or model files than those that its recipe names now",
@@ -114,11 +118,13 @@ def compare(grid: Grid, *, jobs: int, scheduler: Scheduler, gpus: float) -> Comp
 def run_cell(path: Path, *, baseline: bool, factors: Path) -> None:
     """Do one run of a comparison, in a process of its own; its record, written last, says that all is done.
 
+    The comparison has just written the run's recipe from the user's own: it may do whatever that allows.
+
     Waits for a process that works on the same run: two comparisons may share one. Ends when its parent does.
     """
     threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     with locked(path, wait=True):
-        run = open_run(path)
+        run = open_run(path, EVERYTHING)
         started = time.perf_counter()
         _train_and_score(run, baseline=baseline, cache=factors)
         run.write(CellRecord(time.perf_counter() - started))

@@ -15,7 +15,7 @@ from milora.method.export import replace_by_lora
 from milora.method.layers import MARKS
 from milora.method.options import Dtype, Form, TemplateName
 from milora.models.base import attach_adapter, load_model
-from milora.run.directory import RunDirectory, is_run, open_run, run_of_checkpoint
+from milora.run.directory import NOTHING, Permissions, RunDirectory, is_run, open_run, run_of_checkpoint
 from milora.run.identity import hash_folder
 from milora.run.recipe import ModelSection, Recipe
 
@@ -83,24 +83,26 @@ class Target:
         return tuned
 
 
-def resolve_target(name: str, dtype: Dtype = "bfloat16") -> Target:
+def resolve_target(name: str, dtype: Dtype = "bfloat16", permissions: Permissions = NOTHING) -> Target:
     """Return what `name` stands for: a run directory, RUN/checkpoints/checkpoint-N, an adapter's folder, or a model.
 
-    `dtype` is that of the last two; a run has its own.
+    `dtype` is that of the last two; a run has its own. See `open_run` for `permissions`.
 
     Raises:
         MiloraError: a run that is not trained yet.
     """
     path = Path(name)
     if is_run(path):
-        return target_of_run(open_run(path))
-    run = run_of_checkpoint(path)
+        return target_of_run(open_run(path, permissions))
+    run = run_of_checkpoint(path, permissions)
     if run is not None:
         return replace(_target(run, path), who=path.name, served=path.name)
     if (path / CONFIG_NAME).is_file():
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path
-        return Target("trained", ModelSection(name=str(base), dtype=dtype), _folder(path), path.name, path)
-    return Target("base", ModelSection(name=name, dtype=dtype), _folder(path), name)
+        base = str(PeftConfig.from_pretrained(name).base_model_name_or_path)
+        section = ModelSection(name=base, dtype=dtype, trust_remote_code=permissions.trust_remote_code)
+        return Target("trained", section, _folder(path), path.name, path)
+    section = ModelSection(name=name, dtype=dtype, trust_remote_code=permissions.trust_remote_code)
+    return Target("base", section, _folder(path), name)
 
 
 def target_of_run(run: RunDirectory) -> Target:

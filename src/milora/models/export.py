@@ -12,6 +12,17 @@ from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.run.directory import RunDirectory
 
 
+def check_vacant(folder: Path) -> Path:
+    """Return the folder, unless it contains something: an export never writes over a run, a start, or a model.
+
+    Raises:
+        MiloraError: it does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MiloraError(f"{folder} exists and is not an empty folder", "name another one with -o")
+    return folder
+
+
 def export_run(run: RunDirectory, form: Export, output: Path, rank: int | None = None) -> Path:
     """Write a trained run as an ordinary LoRA for the untouched base, a merged model, or the paper's residual pair.
 

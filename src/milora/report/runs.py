@@ -7,7 +7,7 @@ from typing import Any
 
 from milora.evaluation.scores import Scores, format_metric
 from milora.method.errors import MiloraError
-from milora.run.directory import RunDirectory, is_run, open_run, step_of
+from milora.run.directory import EVERYTHING, RunDirectory, is_run, open_run, step_of
 from milora.run.records import TrainingRecord
 
 
@@ -49,7 +49,7 @@ def format_runs(runs: Sequence[Listed]) -> str:
 
 def _describe(path: Path) -> Listed:
     try:
-        run = open_run(path)
+        run = open_run(path, EVERYTHING)  # which runs nothing
     except MiloraError:
         return Listed(path.name, "of another version", None, "–", "–")
     loss = "–"

@@ -208,11 +208,24 @@ def is_run(path: Path) -> bool:
     return (path / RECIPE).is_file()
 
 
-def open_run(path: Path) -> RunDirectory:
-    """Open an existing run directory.
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """What a user allows on the command line: a run directory may be someone else's, and cannot allow it itself."""
+
+    trust_remote_code: bool
+    allow_code_execution: bool
+
+
+NOTHING = Permissions(trust_remote_code=False, allow_code_execution=False)
+EVERYTHING = Permissions(trust_remote_code=True, allow_code_execution=True)
+
+
+def open_run(path: Path, permissions: Permissions = NOTHING) -> RunDirectory:
+    """Open an existing run directory; its recipe may run programs that a model writes only if `permissions` say so.
 
     Raises:
-        MiloraError: the folder is not a run directory, or another version of milora made it.
+        MiloraError: the folder is not a run directory, another version of milora made it, or its model's own code would
+            run without permission.
     """
     if not is_run(path):
         raise MiloraError(f"{path} is not a run directory: it has no {RECIPE}", "name one that `milora train` made")
@@ -223,11 +236,19 @@ def open_run(path: Path) -> RunDirectory:
             f"{path} was made by another version of milora: its format is {made_by}, and this version reads {FORMAT}",
             "train it again, or use the version that made it (environment.json names its commit)",
         )
-    return RunDirectory(path, load_recipe(str(path / RECIPE)))
+    recipe = load_recipe(str(path / RECIPE))
+    if recipe.model.trust_remote_code and not permissions.trust_remote_code:
+        raise MiloraError(
+            f"the recipe of {path} runs the code that comes with the model {recipe.model.name}",
+            "pass --trust-remote-code if you trust both",
+        )
+    allowed = recipe.evaluation.allow_code_execution and permissions.allow_code_execution
+    evaluation = recipe.evaluation.model_copy(update={"allow_code_execution": allowed})
+    return RunDirectory(path, recipe.model_copy(update={"evaluation": evaluation}))
 
 
-def run_of_checkpoint(path: Path) -> RunDirectory | None:
-    """Return the run whose trainer wrote this checkpoint, None if it is not a checkpoint of a run."""
+def run_of_checkpoint(path: Path, permissions: Permissions = NOTHING) -> RunDirectory | None:
+    """Return the run whose trainer wrote this checkpoint, None if it is not a checkpoint of a run; see `open_run`."""
     parent = path.resolve().parent.parent
     is_checkpoint = path.resolve().parent.name == "checkpoints" and path.name.startswith(CHECKPOINT)
-    return open_run(parent) if is_checkpoint and is_run(parent) else None
+    return open_run(parent, permissions) if is_checkpoint and is_run(parent) else None

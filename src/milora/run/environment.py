@@ -68,9 +68,13 @@ def _name_processor() -> str:
 
 
 def _find_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the repository that this file is tracked in: others may only contain the virtual environment."""
+    file = Path(__file__)
+    git = ["git", "-C", str(file.parent)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", file.name], capture_output=True, check=False)
+        if tracked.returncode:
+            return None
+        return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     except FileNotFoundError:  # no git
         return None
-    return done.stdout.strip() or None
