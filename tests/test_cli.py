@@ -136,7 +136,7 @@ def test_runs_are_told_apart_by_what_differs(call, tmp_path):
     (tmp_path / "old" / "recipe.yaml").write_text("name: old\n")
     code, out, _ = call("runs", tmp_path)
     assert code == 0 and out.count("started") == 2 and out.count("seed=1") == 1 and "learning_rate" not in out
-    assert "of another version" in next(line for line in out.splitlines() if line.startswith("old"))
+    assert "made by another version" in next(line for line in out.splitlines() if line.startswith("old"))
 
 
 def test_version_and_help(call):

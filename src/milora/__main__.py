@@ -40,7 +40,7 @@ def _prepare_process() -> None:
 def _fail(message: str, hint: str) -> None:
     alone = "LOCAL_RANK" not in os.environ
     if not alone and os.environ["LOCAL_RANK"] != "0":
-        # In a launch the first process usually fails alike, says so, and the launcher ends this one before it does too.
+        # In a launch the first process usually fails the same way and reports it, and the launcher ends this one.
         time.sleep(5)
     print(f"error: {message}\nhint: {hint}", file=sys.stderr, flush=True)
     if alone:

@@ -298,10 +298,11 @@ def compare_(
 @app.command("work", hidden=True)
 def work_(
     path: Annotated[Path, typer.Argument(metavar="RUN")],
+    recipe: Annotated[Path, typer.Option()],
     factors: Annotated[Path, typer.Option()],
     baseline: Annotated[bool, typer.Option("--baseline")] = False,
 ) -> None:
     """Do one run of a comparison, as the process that compare starts for it."""
     from milora.pipeline import run_cell
 
-    run_cell(path, baseline=baseline, factors=factors)
+    run_cell(path, recipe, baseline=baseline, factors=factors)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from milora.comparison.grid import Cell, Grid, describe_cost
 from milora.comparison.results import Results, collect_results
-from milora.comparison.schedule import Task, run_here, run_on_ray
+from milora.comparison.schedule import Job, run_here, run_on_ray
 from milora.data.rows import list_files
 from milora.evaluation.evaluate import check_evaluation, evaluate
 from milora.evaluation.scores import Scores
@@ -22,7 +22,7 @@ from milora.models.base import load_model
 from milora.models.export import export_run
 from milora.report.comparison_page import write_results
 from milora.report.run_page import write_report
-from milora.run.directory import EVERYTHING, Permissions, RunDirectory, create_run, is_run, locked, open_run
+from milora.run.directory import Permissions, RunDirectory, create_run, is_run, locked, open_run
 from milora.run.identity import Identity, identify
 from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import load_recipe
@@ -77,8 +77,8 @@ def _locate_run(name: str, overrides: list[str], permissions: Permissions) -> Ru
 
 def train_only(run: RunDirectory) -> None:
     """Train a run, or continue it."""
-    create_run(run)
     with locked(run.path):
+        create_run(run)
         train(run)
 
 
@@ -86,11 +86,11 @@ def run_all(run: RunDirectory) -> Finished | None:
     """Do the main job for one run; what is done already is read. Only the main process of a launch returns something.
 
     Raises:
-        MiloraError: whatever the recipe names does not exist or does not fit; before training, if that can be known.
+        MiloraError: something that the recipe names does not exist, or does not fit; before training, if that can be known.
     """
     check_evaluation(run.recipe)
-    create_run(run)
     with locked(run.path):
+        create_run(run)
         scores = _train_and_score(run, baseline=True)
         if not is_main_process():
             return None
@@ -115,19 +115,20 @@ def compare(grid: Grid, *, jobs: int, scheduler: Scheduler, gpus: float) -> Comp
         return Compared(results, write_results(grid, results) if results.arms else None, failures)
 
 
-def run_cell(path: Path, *, baseline: bool, factors: Path) -> None:
+def run_cell(path: Path, recipe: Path, *, baseline: bool, factors: Path) -> None:
     """Do one run of a comparison, in a process of its own; its record, written last, says that all is done.
-
-    The comparison has just written the run's recipe from the user's own: it may do whatever that allows.
 
     Waits for a process that works on the same run: two comparisons may share one. Ends when its parent does.
     """
     threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     with locked(path, wait=True):
-        run = open_run(path, EVERYTHING)
+        run = create_run(RunDirectory(path, load_recipe(str(recipe))))
         started = time.perf_counter()
         _train_and_score(run, baseline=baseline, cache=factors)
-        run.write(CellRecord(time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        if run.has(CellRecord):  # another comparison trained it, too
+            seconds = max(seconds, run.read(CellRecord).seconds)
+        run.write(CellRecord(seconds))
 
 
 def _train_and_score(run: RunDirectory, *, baseline: bool, cache: Path | None = None) -> list[Scores]:
@@ -137,18 +138,26 @@ def _train_and_score(run: RunDirectory, *, baseline: bool, cache: Path | None = 
 
 def _run_missing(grid: Grid, jobs: int, scheduler: Scheduler, gpus: float) -> list[str]:
     missing = grid.missing()
-    for cell in missing:
-        check_evaluation(cell.run.recipe)
-    tasks = [Task(create_run(cell.run), cell.scores_base, grid.factors) for cell in missing]
-    cells = {cell.run.path: cell for cell in missing}
+    for recipe in {_what_is_scored(cell): cell.run.recipe for cell in missing}.values():
+        check_evaluation(recipe)
+    waiting, labels = [], {}
+    for number, cell in enumerate(missing):
+        file = grid.write_recipe(cell, number)
+        waiting.append(Job(cell.run, file, cell.scores_base, grid.factors))
+        labels[file] = _label(cell)
     failures = []
-    for path, failure in run_on_ray(tasks, gpus) if scheduler == "ray" else run_here(tasks, jobs):
-        label = _label(cells[path])
-        print(f"{'failed' if failure else 'finished'}  {label}  {path}", file=sys.stderr)
+    for job, failure in run_on_ray(waiting, gpus) if scheduler == "ray" else run_here(waiting, jobs):
+        label = labels[job.recipe]
+        print(f"{'failed' if failure else 'finished'}  {label}  {job.run.path}", file=sys.stderr)
         if failure:
-            failures.append(f"{label}: {failure} (see {cells[path].run.log})")
+            failures.append(f"{label}: {failure} (see {job.run.log})")
         print(describe_cost(grid, jobs), file=sys.stderr)
     return failures
+
+
+def _what_is_scored(cell: Cell) -> str:
+    recipe = cell.run.recipe
+    return f"{recipe.evaluation.model_dump_json()} {recipe.data.data_dir}"
 
 
 def _label(cell: Cell) -> str:

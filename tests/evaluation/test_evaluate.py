@@ -14,7 +14,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from milora import MiloraError
-from milora.evaluation.evaluate import evaluate, locate_scores
+from milora.evaluation.evaluate import evaluate, locate_samples
 from milora.evaluation.generation.generator import Generator
 from milora.evaluation.generation.local import LocalBackend
 from milora.evaluation.generation.request import Decoding, Request
@@ -33,12 +33,12 @@ def _score(target, section=FEW, **options):
     scored = evaluate(target, section, **options)
     targets = {one.who: one for one in (target.base, target)}
     return {
-        scores.who: read_samples(locate_scores(targets[scores.who], section.tasks[0], section)[0]) for scores in scored
+        scores.who: read_samples(locate_samples(targets[scores.who], section.tasks[0], section)[0]) for scores in scored
     }
 
 
 def _folder(target, section=FEW):
-    (folder,) = locate_scores(target, section.tasks[0], section)
+    (folder,) = locate_samples(target, section.tasks[0], section)
     return folder
 
 

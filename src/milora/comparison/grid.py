@@ -10,6 +10,7 @@ from milora.comparison.plan import Comparison
 from milora.evaluation.evaluate import is_scored
 from milora.evaluation.target import target_of_run
 from milora.method.errors import MiloraError
+from milora.method.files import write_text
 from milora.run.directory import RunDirectory
 from milora.run.recipe import RECIPES, Recipe, resolve_recipe
 from milora.run.records import CellRecord
@@ -48,8 +49,15 @@ class Grid:
 
     @property
     def factors(self) -> Path:
-        """Where runs of one rank share the factors of their weights, until all are done."""
+        """Where runs of one rank and seed share the factors of their weights, until all are done."""
         return self.path / "factors"
+
+    def write_recipe(self, cell: Cell, number: int) -> Path:
+        """Write a cell's recipe for the process that runs it; return the file."""
+        folder = self.path / "recipes"
+        folder.mkdir(exist_ok=True)
+        write_text(folder / f"{number}.yaml", cell.run.recipe.to_yaml())
+        return folder / f"{number}.yaml"
 
     def missing(self) -> list[Cell]:
         return [cell for cell in self.cells if not cell.is_finished]
@@ -76,13 +84,15 @@ def plan_grid(comparison: Comparison, runs: Path) -> Grid:
                         "set data.validation_rows",
                     )
                 cells.append(Cell(arm, rate, seed, locate(recipe, runs), scores_base=not cells))
-    decides = [[cell.arm, cell.run.path.name] for cell in cells], parent.evaluation.model_dump(exclude_defaults=True)
+    decides = [
+        [cell.arm, cell.run.path.name, cell.run.recipe.evaluation.model_dump(exclude_defaults=True)] for cell in cells
+    ]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
     return Grid(comparison, parent, cells, runs.parent / "comparisons" / f"{comparison.name}-{digest}")
 
 
 def describe_cost(grid: Grid, jobs: int) -> str:
-    """One line: runs, steps, and the time, once a run has told how long one takes."""
+    """One line: runs, steps, and the time left, once a run has finished."""
     missing = grid.missing()
     training = grid.cells[0].run.recipe.training
     each = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
@@ -91,7 +101,7 @@ def describe_cost(grid: Grid, jobs: int) -> str:
     took = [cell.run.read(CellRecord).seconds for cell in grid.cells if cell.run.has(CellRecord)]
     if missing and took:
         return f"{line}: about {_minutes(median(took) * -(-len(missing) // jobs))}"
-    return f"{line}; how long it takes is known after the first" if missing else line
+    return f"{line}; the time is estimated after the first run" if missing else line
 
 
 def _minutes(seconds: float) -> str:

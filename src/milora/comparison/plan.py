@@ -1,4 +1,4 @@
-"""A comparison as its file says it: one recipe × arms × learning rates × seeds."""
+"""A comparison as its file defines it: one recipe × arms × learning rates × seeds."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs that are missing → processes of this machine, some at a time."""
+"""Runs that are missing → processes, some at a time, on this machine or on a Ray cluster."""
 
 import os
 import queue
@@ -15,16 +15,21 @@ from milora.run.directory import RunDirectory
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """A run to do in a process of its own, whether its base is scored too, and the folder of factors it shares."""
+class Job:
+    """A run to do in a process of its own.
+
+    `recipe` is the file of its recipe: two comparisons may share a run and score it differently. `factors` is the
+    folder of factors that the runs of a comparison share.
+    """
 
     run: RunDirectory
+    recipe: Path
     scores_base: bool
     factors: Path
 
 
-def run_here(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Path, str | None]]:
-    """Run each task in a process, `jobs` at a time; yield its folder, and the reason if it failed, as they end.
+def run_here(waiting: Sequence[Job], jobs: int) -> Iterator[tuple[Job, str | None]]:
+    """Run each job in a process, `jobs` at a time; yield it, and the reason if it failed, as they end.
 
     The processes divide the cores evenly, and each has one GPU if there are any. What a process says goes to the log of
     its run. A failed one does not stop the others.
@@ -34,20 +39,20 @@ def run_here(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Path, str | Non
     for slot in range(jobs):
         slots.put(slot)
 
-    def run(task: Task) -> str | None:
+    def run(job: Job) -> str | None:
         slot = slots.get()
         settings = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
         if devices:
             settings["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
         try:
-            return run_task(task, settings)
+            return run_job(job, settings)
         finally:
             slots.put(slot)
 
-    yield from _in_threads(run, tasks, jobs)
+    yield from _in_threads(run, waiting, jobs)
 
 
-def run_on_ray(tasks: Sequence[Task], gpus: float) -> Iterator[tuple[Path, str | None]]:
+def run_on_ray(waiting: Sequence[Job], gpus: float) -> Iterator[tuple[Job, str | None]]:
     """The same as Ray tasks, each with `gpus` GPUs, on as many machines as the cluster has.
 
     The run directories must be in a folder that all of them see. `RAY_ADDRESS` names the cluster; without it, Ray
@@ -57,8 +62,8 @@ def run_on_ray(tasks: Sequence[Task], gpus: float) -> Iterator[tuple[Path, str |
 
     ray.init(log_to_driver=False)
     try:
-        remote = ray.remote(num_gpus=gpus, num_cpus=1, max_retries=0)(run_task)
-        pending = {remote.remote(task, {}): task.run.path for task in tasks}
+        remote = ray.remote(num_gpus=gpus, num_cpus=1, max_retries=0)(run_job)
+        pending = {remote.remote(job, {}): job for job in waiting}
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             yield pending.pop(done), ray.get(done)
@@ -66,11 +71,18 @@ def run_on_ray(tasks: Sequence[Task], gpus: float) -> Iterator[tuple[Path, str |
         ray.shutdown()
 
 
-def run_task(task: Task, settings: dict[str, str]) -> str | None:
-    """Run one task in a process with these environment variables; return why it failed, or None."""
-    log = task.run.log
-    command = [sys.executable, "-m", "milora", "work", str(task.run.path), "--factors", str(task.factors)]
-    command += ["--baseline"] if task.scores_base else []
+def run_job(job: Job, settings: dict[str, str]) -> str | None:
+    """Run one job in a process with these environment variables; return why it failed, or None."""
+    log = job.run.log
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "milora", "work", str(job.run.path)]
+    command += [
+        "--recipe",
+        str(job.recipe),
+        "--factors",
+        str(job.factors),
+        *(["--baseline"] if job.scores_base else []),
+    ]
     with log.open("w", encoding="utf-8") as stream:
         done = subprocess.run(command, stdout=stream, stderr=stream, env={**os.environ, **settings}, check=False)
     if done.returncode == 0:
@@ -81,10 +93,10 @@ def run_task(task: Task, settings: dict[str, str]) -> str | None:
 
 
 def _in_threads(
-    run: Callable[[Task], str | None], tasks: Sequence[Task], jobs: int
-) -> Iterator[tuple[Path, str | None]]:
+    run: Callable[[Job], str | None], waiting: Sequence[Job], jobs: int
+) -> Iterator[tuple[Job, str | None]]:
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run, task): task.run.path for task in tasks}
+        futures = {pool.submit(run, job): job for job in waiting}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()

@@ -1,4 +1,4 @@
-"""Intervals and paired tests, and what they speak of."""
+"""Confidence intervals and paired tests."""
 
 import math
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class Interval:
 class Difference:
     """One arm against another on the same items and seeds, in shares of items.
 
-    `p_items` is of these trained models on new items, `p_seeds` of new seeds and new items both; each None where it
-    cannot be had. `showable` is the true difference that the second test would find 4 times in 5.
+    `p_items` is of these trained models on new items, `p_seeds` of new seeds and new items both; each None if it
+    cannot be computed. `showable` is the true difference that the second test would find 4 times in 5.
     """
 
     arms: tuple[str, str]

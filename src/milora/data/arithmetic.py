@@ -16,7 +16,7 @@ from milora.method.errors import MiloraError
 Operation = Literal["+", "-", "*", "/"]
 Step = tuple[int, Operation, int, int]  # left, operation, right, result
 
-MOST = 10_000  # each split has over 100 000; far fewer teach all there is to learn
+MOST = 10_000  # each split has over 100 000; far fewer are enough
 NAMES = ("Mia", "Omar", "Lena", "Jack", "Nora", "Ravi", "Ella", "Tom", "Ines", "Hugo", "Yuki", "Sam")
 ITEMS = ("apples", "marbles", "stickers", "buttons", "coins", "shells", "pencils", "cookies", "cards", "beads")
 

@@ -43,7 +43,9 @@ def load_training_rows(section: DataSection) -> tuple[datasets.Dataset, datasets
             "lower data.validation_rows",
         )
     boundary = len(rows) - section.validation_rows
-    return _take(rows.select(range(boundary)), section.rows), rows.select(range(boundary, len(rows)))
+    # `select` refuses an empty range that starts at the end.
+    held_out = rows.select(range(boundary, len(rows)) if section.validation_rows else [])
+    return _take(rows.select(range(boundary)), section.rows), held_out
 
 
 def load_rows(name: str, split: Split, data_dir: str | None) -> list[Conversation]:
@@ -106,7 +108,8 @@ def _read_split(name: str, split: Split, data_dir: str | None) -> datasets.Datas
 
 
 def _read_rows(table: datasets.Dataset, read: Read) -> datasets.Dataset:
-    return table.map(lambda row: read(row).to_row(), remove_columns=table.column_names)
+    # Its cache would not notice a change of our own code.
+    return table.map(lambda row: read(row).to_row(), remove_columns=table.column_names, load_from_cache_file=False)
 
 
 def _load_split(name: str, split: Split, data_dir: str | None) -> datasets.Dataset:

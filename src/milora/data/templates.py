@@ -26,6 +26,10 @@ class Template(Protocol):
     def text(self) -> str:
         """What the template is: a text with `{question}` in it, or "chat" for the model's own."""
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings that end an answer beside EOS."""
+
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt: the messages, up to where the assistant's next answer starts."""
 
@@ -43,6 +47,10 @@ class TextTemplate:
 
     text: str
     answer_prefix: str = ""  # between the prompt's last character and the answer
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return ()
 
     def render(self, messages: Sequence[Message]) -> str:
         roles = [message.role for message in messages]
@@ -72,15 +80,25 @@ class TextTemplate:
 class ChatTemplate:
     """The chat template that a tokenizer carries.
 
-    Where it does not mark what the assistant generates, the mask comes from its prefixes: the tokens up to an answer,
-    and those up to the end of that answer, must each start the whole conversation's tokens.
+    The mask comes from prefixes: the tokens up to an answer, and those up to the end of that answer, must each start
+    the tokens of the whole conversation.
     """
 
     tokenizer: PreTrainedTokenizerBase
 
     @property
     def text(self) -> str:
-        return "chat"
+        return CHAT
+
+    @property
+    def end_of_turn(self) -> int:
+        """The token that ends an answer."""
+        encoded = self.encode(self.tokenizer, Conversation.of_turn("Hello", "Hello"))
+        return next(token for token, keep in zip(encoded.ids[::-1], encoded.trained[::-1], strict=True) if keep)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (str(self.tokenizer.decode([self.end_of_turn])),)
 
     def render(self, messages: Sequence[Message]) -> str:
         rendered: Any = self.tokenizer.apply_chat_template(
@@ -121,7 +139,8 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int, end: int) -> int:
     """Return where an answer ends: after its last control token (`<|im_end|>`), not after white space behind it."""
-    special = set(tokenizer.all_special_ids)
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(token for token, content in added.items() if content.special)}
     last = next((place for place in range(end - 1, start - 1, -1) if ids[place] in special), None)
     if last is None:
         raise MiloraError(
@@ -132,6 +151,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int,
     return last + 1
 
 
+CHAT = "chat"  # the name of the model's own template
 TEMPLATES = {
     "plain": TextTemplate("Question: {question}\nAnswer:", " "),
     # LLM-Adapters and the paper's mathematics: no trailing space, the answer follows at once.
@@ -154,7 +174,7 @@ def resolve_template(name: TemplateName, load_tokenizer: Callable[[], PreTrained
     Raises:
         MiloraError: the tokenizer has no chat template.
     """
-    if name != "chat":
+    if name != CHAT:
         return TEMPLATES[name]
     tokenizer = load_tokenizer()
     if not tokenizer.chat_template:
@@ -163,3 +183,8 @@ def resolve_template(name: TemplateName, load_tokenizer: Callable[[], PreTrained
             f"choose one of {', '.join(TEMPLATES)}",
         )
     return ChatTemplate(tokenizer)
+
+
+def describe_template(name: TemplateName) -> str:
+    """Return the `text` of a template without loading a tokenizer."""
+    return CHAT if name == CHAT else TEMPLATES[name].text

@@ -9,7 +9,7 @@ from milora.data.conversation import Conversation
 from milora.data.templates import Template
 from milora.run.records import TokenReport
 
-IGNORED = -100  # a label that no loss is taken of
+IGNORED = -100  # the label that the loss ignores
 
 
 def tokenize_rows(
@@ -32,7 +32,7 @@ def tokenize_rows(
         labels = [token if keep or loss_on == "all" else IGNORED for token, keep in zip(ids, trained, strict=True)]
         return {"input_ids": ids, "labels": labels, "is_cut": len(encoded.ids) > max_length}
 
-    encoded = rows.map(encode, remove_columns=rows.column_names)
+    encoded = rows.map(encode, remove_columns=rows.column_names, load_from_cache_file=False)
     kept = encoded.filter(lambda labels: any(label != IGNORED for label in labels), input_columns="labels")
     report = TokenReport(
         rows=len(encoded),

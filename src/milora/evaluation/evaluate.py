@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from milora.data.rows import find_file
 from milora.data.sets import NAMED_SETS
-from milora.data.templates import Template, resolve_template
+from milora.data.templates import CHAT, ChatTemplate, Template, describe_template, resolve_template
 from milora.evaluation.benchmarks import BENCHMARKS, GROUPS, Benchmark
 from milora.evaluation.benchmarks.benchmark import HEADLINE
 from milora.evaluation.forgetting import CROSS_ENTROPY, FORGETTING, check_text, score_forgetting
@@ -30,8 +31,9 @@ from milora.evaluation.scores import (
 )
 from milora.evaluation.target import Target
 from milora.method.errors import MiloraError
+from milora.method.options import TemplateName
 from milora.models.base import load_tokenizer
-from milora.run.directory import ScoreFolder, locked
+from milora.run.directory import ScoreFolder, locate_scores, locked
 from milora.run.environment import describe_environment
 from milora.run.identity import hash_local
 from milora.run.launch import is_main_process
@@ -41,6 +43,7 @@ from milora.run.recipe import EvaluationSection, Recipe
 def check_evaluation(recipe: Recipe) -> None:
     """Raise unless the recipe's tasks and their data exist: before training is paid for, not after."""
     section = recipe.evaluation
+    _check_tasks(section)
     for name in _expand(section):
         if name in BENCHMARKS:
             BENCHMARKS[name].load(section.data_dir or recipe.data.data_dir)
@@ -57,14 +60,13 @@ def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = Fal
         MiloraError: a task does not exist, its data is not there, or it runs code and that is not allowed.
     """
     targets = [target.base, target] if baseline and target.who != "base" else [target]
-    _expand(section)  # so that a wrong task stops it before a model is loaded
+    _check_tasks(section)
     with locked(target.folder):
         for one in targets:
             missing = [name for name in _list_tasks(one, section) if not _folder(one, name, section).has(Scores)]
-            own = [name for name in missing if name != FORGETTING]
-            backend = _start(one, section) if own else None
-            for name in missing:
-                _score(one, name, section, backend)
+            _score_tasks(one, [name for name in missing if name != FORGETTING], section)
+            if FORGETTING in missing and is_main_process():
+                _score_forgetting(one, section)
     return [scores for one in targets for scores in find_scores(one, section)]
 
 
@@ -85,14 +87,15 @@ def is_scored(target: Target, section: EvaluationSection) -> bool:
     return all(_folder(target, name, section).has(Scores) for name in _list_tasks(target, section))
 
 
-def locate_scores(target: Target, task: str, section: EvaluationSection) -> list[ScoreFolder]:
+def locate_samples(target: Target, task: str, section: EvaluationSection) -> list[ScoreFolder]:
     """Return the folder of a task's scores and samples; of a group's average, those of its tasks."""
-    return [_folder(target, name, section) for name in GROUPS.get(task, [task])]
+    names = GROUPS.get(task) or [name for name in _list_tasks(target, section) if _title(name) == task]
+    return [_folder(target, name, section) for name in names]
 
 
-def _expand(section: EvaluationSection) -> list[str]:
-    """Groups → tasks, in order, each once; all of them exist and may run."""
-    names = list(dict.fromkeys(name for task in section.tasks for name in GROUPS.get(task, [task])))
+def _check_tasks(section: EvaluationSection) -> None:
+    """Raise unless all tasks exist and may run."""
+    names = _expand(section)
     running = [name for name in names if name in BENCHMARKS and BENCHMARKS[name].runs_code]
     if running and not section.allow_code_execution:
         raise MiloraError(
@@ -103,55 +106,71 @@ def _expand(section: EvaluationSection) -> list[str]:
     for name in names:
         if name not in BENCHMARKS:
             find_task(name)
-    return names
+
+
+def _expand(section: EvaluationSection) -> list[str]:
+    """Groups → tasks, in order, each once."""
+    return list(dict.fromkeys(name for task in section.tasks for name in GROUPS.get(task, [task])))
 
 
 def _list_tasks(target: Target, section: EvaluationSection) -> list[str]:
-    names = list(dict.fromkeys(name for task in section.tasks for name in GROUPS.get(task, [task])))
     measures_forgetting = section.forgetting.blocks and target.who != "base"
-    return [*names, FORGETTING] if measures_forgetting else names
+    return [*_expand(section), FORGETTING] if measures_forgetting else _expand(section)
+
+
+def _score_tasks(target: Target, names: Sequence[str], section: EvaluationSection) -> None:
+    """The model is loaded here, so that its memory is free again at the end."""
+    if not names:
+        return
+    backend = _start(target, section)
+    for name in names:
+        if name in BENCHMARKS:
+            _score_benchmark(BENCHMARKS[name], target, section, backend)
+        elif isinstance(backend, LocalBackend):
+            _score_of_harness(name, target, section, backend)
+        else:
+            raise MiloraError(
+                f"{name} is a task of lm-eval, which runs here with backend=hf", "leave --backend server out"
+            )
 
 
 def _start(target: Target, section: EvaluationSection) -> Backend:
     if section.url:
         return ServerBackend(section.url, target.served)
-    return LocalBackend(widen(target.load()), load_tokenizer(target.model), section.batch_size)
+    tokenizer = load_tokenizer(target.model)
+    chat = ChatTemplate(tokenizer) if _template_name(target, section) == CHAT else None
+    return LocalBackend(widen(target.load()), tokenizer, section.batch_size, chat)
 
 
-def _score(target: Target, name: str, section: EvaluationSection, backend: Backend | None) -> None:
-    folder, settings = _folder(target, name, section), _settings(target, name, section)
-    if name == FORGETTING:
-        if is_main_process():
-            metrics, samples = score_forgetting(target, section.forgetting)
-            scores = Scores(
-                task=name,
-                who=target.who,
-                count=len(samples),
-                primary=CROSS_ENTROPY,
-                metrics=metrics,
-                settings=settings,
-                environment=describe_environment(),
-                unit="nats",
-            )
-            write_scores(folder, scores, samples)
-    elif name in BENCHMARKS:
-        assert backend is not None
-        _score_benchmark(BENCHMARKS[name], target, section, backend)
-    elif isinstance(backend, LocalBackend):
-        metrics, samples = score_task(backend.harness, name, section.limit)
-        if is_main_process():
-            scores = Scores(
-                task=Path(name).stem,
-                who=target.who,
-                count=len(samples),
-                primary=next(iter(metrics)),
-                metrics=metrics,
-                settings=settings,
-                environment=describe_environment(),
-            )
-            write_scores(folder, scores, samples)
-    else:
-        raise MiloraError(f"{name} is a task of lm-eval, which runs here with backend=hf", "leave --backend server out")
+def _score_forgetting(target: Target, section: EvaluationSection) -> None:
+    metrics, samples = score_forgetting(target, section.forgetting)
+    scores = Scores(
+        task=FORGETTING,
+        who=target.who,
+        count=len(samples),
+        primary=CROSS_ENTROPY,
+        metrics=metrics,
+        settings=_settings(target, FORGETTING, section),
+        environment=describe_environment(),
+        unit="nats",
+    )
+    write_scores(_folder(target, FORGETTING, section), scores, samples)
+
+
+def _score_of_harness(name: str, target: Target, section: EvaluationSection, backend: LocalBackend) -> None:
+    found = score_task(backend.harness, name, section.limit)
+    if is_main_process():
+        scores = Scores(
+            task=_title(name),
+            who=target.who,
+            count=len(found.samples),
+            primary=found.primary,
+            metrics=found.metrics,
+            settings=_settings(target, name, section),
+            environment=describe_environment(),
+            unit=found.unit,
+        )
+        write_scores(_folder(target, name, section), scores, found.samples)
 
 
 def _score_benchmark(benchmark: Benchmark, target: Target, section: EvaluationSection, backend: Backend) -> None:
@@ -159,6 +178,7 @@ def _score_benchmark(benchmark: Benchmark, target: Target, section: EvaluationSe
     rows = benchmark.load(section.data_dir or target.data_dir, section.limit)
     template = _template(benchmark, target, section)
     decoding = benchmark.decoding(section.max_new_tokens)
+    decoding = replace(decoding, stops=(*decoding.stops, *template.stops))
     completed = complete_all(backend, [Request(template.render(row.prompt), decoding) for row in rows], folder)
     if not is_main_process():
         return
@@ -186,10 +206,13 @@ def _score_benchmark(benchmark: Benchmark, target: Target, section: EvaluationSe
 
 
 def _template(benchmark: Benchmark, target: Target, section: EvaluationSection) -> Template:
-    """The template that the model was trained with, or the benchmark's official prompt."""
-    if section.prompt == "official" or target.template is None:
-        return benchmark.prompt
-    return resolve_template(target.template, lambda: load_tokenizer(target.model))
+    name = _template_name(target, section)
+    return resolve_template(name, lambda: load_tokenizer(target.model)) if name else benchmark.prompt
+
+
+def _template_name(target: Target, section: EvaluationSection) -> TemplateName | None:
+    """The template that the model was trained with; None for the benchmark's official prompt."""
+    return target.template if section.prompt == "trained" else None
 
 
 def _settings(target: Target, name: str, section: EvaluationSection) -> Settings:
@@ -205,18 +228,18 @@ def _settings(target: Target, name: str, section: EvaluationSection) -> Settings
     if name not in BENCHMARKS:
         return Settings(
             target.digest,
-            f"lm-eval {version('lm-eval')}",
+            f"lm-eval {version('lm-eval')}: {name}",
             data=hash_local(Path(name)) if Path(name).is_file() else None,
             limit=section.limit,
             batch_size=section.batch_size,
             backend=section.backend,
         )
-    benchmark = BENCHMARKS[name]
+    benchmark, template = BENCHMARKS[name], _template_name(target, section)
     decoding = benchmark.decoding(section.max_new_tokens)
     return Settings(
         target.digest,
         str(benchmark.version),
-        prompt=_template(benchmark, target, section).text,
+        prompt=benchmark.prompt.text if template is None else describe_template(template),
         limit=section.limit,
         data=_hash_rows(benchmark, section.data_dir or target.data_dir),
         max_new_tokens=decoding.max_new_tokens,
@@ -235,7 +258,11 @@ def _hash_rows(benchmark: Benchmark, data_dir: str | None) -> str | None:
 
 
 def _folder(target: Target, name: str, section: EvaluationSection) -> ScoreFolder:
-    """Scores under different settings are kept side by side."""
     settings = json.dumps(asdict(_settings(target, name, section)), sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
-    return ScoreFolder(target.folder / target.who / Path(name).stem / digest)
+    return locate_scores(target.folder, target.who, _title(name), digest)
+
+
+def _title(name: str) -> str:
+    """The name of a task, or that of the file which defines it."""
+    return Path(name).stem if name.endswith((".yaml", ".yml")) else name

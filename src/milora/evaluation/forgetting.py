@@ -50,7 +50,7 @@ def check_text(section: ForgettingSection) -> None:
     if section.blocks and section.text != "sampled" and not Path(section.text).is_file():
         raise MiloraError(
             f"evaluation.forgetting.text={section.text}: the file does not exist",
-            "name a text file, or `sampled` for text that the base model itself makes",
+            "name a text file, or `sampled` for text that the base model itself generates",
         )
 
 
@@ -92,7 +92,7 @@ def _read_blocks(section: ForgettingSection, tokenizer: PreTrainedTokenizerBase)
     needed = section.blocks * section.block_length
     if len(tokens) < needed:
         raise MiloraError(
-            f"{section.text} has {len(tokens)} tokens, and {section.blocks} blocks of {section.block_length} are asked",
+            f"{section.text} has {len(tokens)} tokens, and {section.blocks} blocks of {section.block_length} are requested",
             "lower evaluation.forgetting.blocks, or name a longer text",
         )
     return torch.tensor(tokens[:needed]).view(section.blocks, section.block_length)
@@ -101,7 +101,7 @@ def _read_blocks(section: ForgettingSection, tokenizer: PreTrainedTokenizerBase)
 def _sample_blocks(
     section: ForgettingSection, base: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
 ) -> Tensor:
-    """Text that the base itself makes, from its whole distribution: what it knew, with no data at all."""
+    """Text that the base itself generates, from its whole distribution: what it knew, with no data at all."""
     set_seed(0)  # not the run's: all runs of a comparison read the same text
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     first = torch.full((section.blocks, 1), start, device=base.device)

@@ -1,8 +1,9 @@
-"""Tasks that lm-evaluation-harness brings itself, by name or as a YAML file: MMLU, BBH, IFEval, and the like."""
+"""Tasks that come with lm-evaluation-harness, by name or as a YAML file: MMLU, BBH, IFEval, and the like."""
 
 import difflib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,7 +17,7 @@ from yaml import YAMLError
 
 from milora.evaluation.benchmarks import BENCHMARKS, GROUPS
 from milora.evaluation.graders.grade import Grade
-from milora.evaluation.scores import Metric, Sample
+from milora.evaluation.scores import Metric, Sample, Unit
 from milora.method.errors import MiloraError
 
 
@@ -49,8 +50,22 @@ def find_task(name: str) -> str | dict[str, Any]:
     return name
 
 
-def score_task(harness: LM, name: str, limit: int | None) -> tuple[dict[str, Metric], list[Sample]]:
-    """Return the metrics and samples of a task under the harness's own protocol; the first metric is the headline."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A task's metrics, the headline among them, in which unit they are, and its samples."""
+
+    metrics: dict[str, Metric]
+    primary: str
+    unit: Unit
+    samples: list[Sample]
+
+
+def score_task(harness: LM, name: str, limit: int | None) -> Found:
+    """Score a task under the harness's own protocol; its first metric is the headline.
+
+    Raises:
+        MiloraError: a group of tasks without a metric of its own.
+    """
     task = find_task(name)
     results = simple_evaluate(model=harness, tasks=[task], limit=limit, task_manager=_manager(), bootstrap_iters=1000)
     title = name if isinstance(task, str) else task["task"]
@@ -61,8 +76,11 @@ def score_task(harness: LM, name: str, limit: int | None) -> tuple[dict[str, Met
         if isinstance(value, float) and not metric.endswith("_stderr"):
             error = found.get(f"{metric}_stderr,{kind}")
             metrics[_title(metric, kind)] = Metric(value, error if isinstance(error, float) else None)
+    if not metrics:
+        raise MiloraError(f"{name} is a group without a metric of its own", "name its tasks in evaluation.tasks")
     samples = [sample for rows in results["samples"].values() for sample in _read_samples(rows)]
-    return metrics, samples
+    primary = next(iter(metrics))
+    return Found(metrics, primary, "number" if "perplexity" in primary or "bits" in primary else "share", samples)
 
 
 def _title(metric: str, kind: str) -> str:

@@ -5,15 +5,14 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Literal
 
-from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from milora.evaluation.graders.grade import Grade
 from milora.method.files import write_text
-from milora.run.directory import ScoreFolder
+from milora.run.directory import ScoreFolder, adapter_of
 from milora.run.environment import Environment
 
-Unit = Literal["share", "nats"]
+Unit = Literal["share", "nats", "number"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,7 @@ def write_scores(folder: ScoreFolder, scores: Scores, samples: Sequence[Sample])
 def read_samples(folder: ScoreFolder) -> list[Sample]:
     # Not splitlines: JSON strings contain U+2028 and its like as they are.
     lines = folder.samples.read_text(encoding="utf-8").split("\n")
-    return [TypeAdapter(Sample).validate_json(line) for line in lines if line]
+    return [adapter_of(Sample).validate_json(line) for line in lines if line]
 
 
 def format_table(found: Iterable[Scores]) -> str:
@@ -158,7 +157,7 @@ def _cell(scores: Scores | None, metric: str) -> str:
 
 
 def format_metric(metric: Metric, unit: Unit) -> str:
-    """`42.5 ± 5.6 %`, or nats with three digits."""
+    """`42.5 ± 5.6 %` for a share, three digits for anything else."""
     factor, digits, sign = (100, 1, " %") if unit == "share" else (1, 3, "")
     error = "" if metric.standard_error is None else f" ± {factor * metric.standard_error:.{digits}f}"
     return f"{factor * metric.value:.{digits}f}{error}{sign}"

@@ -22,7 +22,7 @@ from milora.models.base import linear_names
 from milora.run.recipe import AdapterSection, ModelSection
 
 if TYPE_CHECKING:
-    import datasets  # of the extra `train`, and milora init has no need of it
+    import datasets  # of the extra `train`, and milora init does not need it
 
 GRADIENT_ROWS = 64
 MINIMUM_ADALORA_STEPS = 5

@@ -9,9 +9,9 @@ from jinja2 import Environment as Templates
 from jinja2 import PackageLoader
 
 from milora.evaluation.benchmarks import GROUPS
-from milora.evaluation.evaluate import locate_scores
+from milora.evaluation.evaluate import locate_samples
 from milora.evaluation.forgetting import FORGETTING
-from milora.evaluation.scores import Sample, Scores, read_samples
+from milora.evaluation.scores import Sample, Scores, format_metric, read_samples
 from milora.evaluation.target import target_of_run
 from milora.method.files import write_text
 from milora.method.initialization import InitializationReport
@@ -25,12 +25,12 @@ SHOWN = 5  # samples of each task
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One item before and after training, and whether each is right by the headline's grade."""
+    """One item before and after training, and whether each is right by the headline's grade, None without one."""
 
     base: Sample
     trained: Sample
-    base_is_right: bool
-    trained_is_right: bool
+    base_is_right: bool | None
+    trained_is_right: bool | None
 
 
 def write_report(run: RunDirectory, found: Sequence[Scores]) -> Path:
@@ -46,6 +46,7 @@ def write_report(run: RunDirectory, found: Sequence[Scores]) -> Path:
     page = render(
         "run.html.jinja",
         recipe=run.recipe,
+        format_metric=format_metric,
         recipe_yaml=run.recipe.to_yaml(every_key=True),
         environment=run.read(Environment),
         training=training,
@@ -63,15 +64,15 @@ def write_report(run: RunDirectory, found: Sequence[Scores]) -> Path:
 
 def _pair_samples(run: RunDirectory, base: Scores, trained: Scores) -> list[Pair]:
     target, section = target_of_run(run), run.recipe.evaluation
-    (before,), (after,) = (locate_scores(one, trained.task, section) for one in (target.base, target))
+    (before,), (after,) = (locate_samples(one, trained.task, section) for one in (target.base, target))
     return [
         Pair(one, other, _is_right(one, base.primary), _is_right(other, trained.primary))
         for one, other in list(zip(read_samples(before), read_samples(after), strict=True))[:SHOWN]
     ]
 
 
-def _is_right(sample: Sample, grader: str) -> bool:
-    return sample.grades[grader].score == 1
+def _is_right(sample: Sample, grader: str) -> bool | None:
+    return sample.grades[grader].score == 1 if grader in sample.grades else None
 
 
 def render(template: str, **content: Any) -> str:

@@ -49,14 +49,17 @@ def format_runs(runs: Sequence[Listed]) -> str:
 
 def _describe(path: Path) -> Listed:
     try:
-        run = open_run(path, EVERYTHING)  # which runs nothing
-    except MiloraError:
-        return Listed(path.name, "of another version", None, "–", "–")
+        return _read(open_run(path, EVERYTHING))  # which runs nothing
+    except MiloraError as error:
+        return Listed(path.name, "not readable", None, "–", error.message)
+
+
+def _read(run: RunDirectory) -> Listed:
     loss = "–"
     if run.is_trained and (losses := run.read(TrainingRecord).held_out_loss):
         loss = f"{losses[0]:.3f} → {losses[1]:.3f}"
     settings = _flatten(run.recipe.model_dump(exclude={"name", "description"}, exclude_defaults=True))
-    return Listed(path.name, _state(run), settings, loss, _say_scores(run))
+    return Listed(run.path.name, _state(run), settings, loss, _say_scores(run))
 
 
 def _state(run: RunDirectory) -> str:

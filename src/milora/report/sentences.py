@@ -21,8 +21,8 @@ def say_what_it_shows(results: Results) -> list[str]:
     if measured:
         least, most = min(measured), max(measured)
         said.append(
-            f"At its best rate {least[1]} went least far from the base's predictions ({least[0]:.3f} nats per token) "
-            f"and {most[1]} furthest ({most[0]:.3f}); the floor, a model that forgot nothing, is "
+            f"At its best rate {least[1]} moved least from the base's predictions ({least[0]:.3f} nats per token) "
+            f"and {most[1]} most ({most[0]:.3f}); the floor, a model that forgot nothing, is "
             f"{results.arms[0].best.floor:.3f}."
         )
     return said
@@ -36,7 +36,7 @@ def say_what_it_cannot(results: Results, grid: Grid) -> list[str]:
         said.append(f"{results.missing} runs are not finished: best rates and tests may change.")
     seeds = len(comparison.seeds)
     if seeds < 2:
-        said.append("One seed: nothing here is about new seeds, and there are no intervals over them.")
+        said.append("One seed: the results say nothing about other seeds, and there are no intervals over them.")
     elif seeds < 5:
         said.append(f"{seeds} seeds: intervals over seeds are wide, and only large differences can be shown.")
     if results.texts > 1:
@@ -81,7 +81,7 @@ def _say_of_these_models(task: str, tested: Tested) -> str:
     ahead, behind, points = _order(tested)
     return (
         f"{task}: these trained models of {ahead} score {points:.1f} points above those of {behind} "
-        f"(p = {tested.p_items:.3f} for new items), but that new seeds would is not shown."
+        f"(p = {tested.p_items:.3f} for new items), but this does not show that new seeds would, too."
     )
 
 
@@ -99,7 +99,7 @@ def _say_edges(arms: list[Arm]) -> list[str]:
     edged = [arm for arm in arms if arm.at_edge and arm.name not in alone]
     low = [arm.name for arm in edged if arm.best is arm.points[0]]
     high = [arm.name for arm in edged if arm.best is arm.points[-1]]
-    said = [f"No best rate was looked for: {', '.join(alone)} ran at one only."] if alone else []
+    said = [f"The learning rate was not tuned for {', '.join(alone)}: one rate only."] if alone else []
     return said + [
         f"The best rate of {', '.join(names)} is the {which} of its grid: a better one may be outside."
         for names, which in ((low, "lowest"), (high, "highest"))

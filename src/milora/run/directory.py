@@ -1,11 +1,11 @@
-"""The run directory: one recipe, and everything that came of it. No other file spells the name of a file in it.
+"""The run directory: one recipe, and all its results. No other file spells the name of a file in it.
 
 runs/<name>-<digest>/
   recipe.yaml           what the recipe changes of the defaults
   identity.json         the digest of everything that decides the weights
   environment.json      versions, hardware, commit
   initialization.json   what the initialization found
-  start.json            what it took
+  start.json            how long it took
   spectra.json          singular values of a few weights, for the report
   checkpoints/          the trainer's, while it trains; complete.json says that one is whole
   tensorboard/
@@ -55,6 +55,16 @@ FILES = {
 }
 
 
+def adapter_of(kind: type[Record]) -> TypeAdapter[Record]:
+    """Return what validates a type; it takes far longer to make than to use."""
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+_adapters: dict[type, TypeAdapter[Any]] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class RecordFolder:
     """A folder of typed records, one JSON file for each type."""
@@ -72,7 +82,7 @@ class RecordFolder:
         """
         file = self.path / FILES[kind.__name__]
         try:
-            return TypeAdapter(kind).validate_json(file.read_bytes())
+            return adapter_of(kind).validate_json(file.read_bytes())
         except ValueError as error:
             reason = str(error).replace("\n", " ")
             raise MiloraError(
@@ -136,7 +146,7 @@ class RunDirectory(RecordFolder):
         return self.path / "evaluation"
 
     def score_folders(self, who: str) -> list[ScoreFolder]:
-        """Every task under every setting that `who` was scored on."""
+        """Every task under every setting that `who` was scored on; see `locate_scores`."""
         return [ScoreFolder(path) for path in sorted((self.evaluation / who).glob("*/*"))]
 
     @property
@@ -153,6 +163,11 @@ class RunDirectory(RecordFolder):
     @property
     def is_trained(self) -> bool:
         return (self.path / FILES["TrainingRecord"]).is_file()
+
+
+def locate_scores(root: Path, who: str, task: str, settings: str) -> ScoreFolder:
+    """Return where the scores of `who` on a task go; those under other settings, by digest, are kept beside them."""
+    return ScoreFolder(root / who / task / settings)
 
 
 def locate_export(folder: Path, form: Export) -> Path:

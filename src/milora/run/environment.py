@@ -33,7 +33,7 @@ class Environment:
 
 def describe_environment() -> Environment:
     """Return where this process runs."""
-    import torch  # heavy, and commands that only read have no need of it
+    import torch  # heavy, and commands that only read do not need it
 
     return Environment(
         versions={"python": platform.python_version(), **list_versions(), **_versions_of("lm-eval")},

@@ -12,7 +12,6 @@ from milora.method.files import hash_file
 from milora.run.recipe import Recipe
 
 FORMAT = 2  # of run directories; those of format 1 have no identity.json
-CHANGES_NO_WEIGHT = ("micro_batch_size", "activation_checkpointing", "log_steps", "report_to", "save_steps")
 MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py"}
 
 
@@ -32,21 +31,29 @@ def identify(recipe: Recipe, data_files: Sequence[Path]) -> Identity:
     contents, wherever they are.
     """
     content = recipe.model_dump(include={"model", "adapter", "data", "training", "seed"}, exclude_defaults=True)
-    training = content.get("training", {})
-    for key in CHANGES_NO_WEIGHT:
-        # The best step is chosen among the saved ones.
-        if not (key == "save_steps" and recipe.training.keep == "best"):
-            training.pop(key, None)
+    for key in _without_effect(recipe):
+        content.get("training", {}).pop(key, None)
     if data_files:
-        content["data"].pop("data_dir", None)
-        if Path(recipe.data.name).exists():
+        if content["data"].pop("data_dir", None) is None:  # the name is that of a file
             del content["data"]["name"]
         content["data"]["sha256"] = [hash_local(path) for path in data_files]
     folder = Path(recipe.model.name)
     if folder.is_dir():
         content["model"]["name"] = hash_folder(folder)
-    text = json.dumps(_with_plain_numbers(content), sort_keys=True)
+    text = json.dumps([FORMAT, _with_plain_numbers(content)], sort_keys=True)
     return Identity(FORMAT, hashlib.sha256(text.encode()).hexdigest()[:8])
+
+
+def _without_effect(recipe: Recipe) -> list[str]:
+    """The keys of `training` that change no weight, or only rounding."""
+    keys = ["activation_checkpointing", "log_steps", "report_to"]
+    if recipe.training.keep == "last":
+        keys.append("save_steps")  # the best step is chosen among the saved ones
+        # Dropout draws its masks per pass, LoRA-GA adds the gradients of passes, and the best step is that of the
+        # lowest mean over passes.
+        if recipe.adapter.dropout == 0 and recipe.adapter.method != "lora_ga":
+            keys.append("micro_batch_size")
+    return keys
 
 
 def hash_folder(folder: Path) -> dict[str, str]:

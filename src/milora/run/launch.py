@@ -30,7 +30,7 @@ def is_main_process() -> bool:
 
 def processes() -> "PartialState":
     """The processes of this launch, joined; accelerate joins those of a CPU only when told that it is one."""
-    import torch  # heavy, and one process alone may have no need of them
+    import torch  # heavy, and one process alone may not need them
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)

@@ -21,7 +21,7 @@ def make_arguments(run: RunDirectory, *, resumed: bool, evaluated: bool) -> SFTC
     best = settings.keep == "best"
     micro_batch = micro_batch_size(recipe)
     # Alone, the model computes in its own dtype, adapters in float32, and full fine-tuning's float32 weights under
-    # autocast. DeepSpeed knows one dtype for all that it holds, and keeps float32 copies of what it trains.
+    # autocast. DeepSpeed uses one dtype for everything, and keeps float32 copies of what it trains.
     mixed = recipe.adapter.method == "full" or name_launcher().startswith("zero")
     return SFTConfig(
         output_dir=str(run.checkpoints),

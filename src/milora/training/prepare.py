@@ -69,7 +69,7 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
     `cache` is a folder of factors; see `decompose_layers`.
 
     Raises:
-        MiloraError: what the recipe names does not exist or does not fit, or the launch does not fit.
+        MiloraError: something that the recipe names does not exist, or the recipe or the launch does not fit.
     """
     recipe = run.recipe
     _check_launch(recipe)
@@ -106,7 +106,15 @@ def _tokenize(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
         loss_on=settings.loss_on,
     )
     train, report = tokenize(train)
-    return Rows(train, tokenize(held_out)[0] if len(held_out) else None, report)
+    if not len(held_out):
+        return Rows(train, None, report)
+    held_out, _ = tokenize(held_out)
+    if not len(held_out):
+        raise MiloraError(
+            f"no held-out row has an answer within training.max_length={settings.max_length} tokens",
+            "raise training.max_length, or set data.validation_rows=0",
+        )
+    return Rows(train, held_out, report)
 
 
 def _start(

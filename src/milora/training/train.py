@@ -28,7 +28,7 @@ def train(run: RunDirectory, cache: Path | None = None) -> None:
     the main one has written everything. `cache` is a folder of factors; see `decompose_layers`.
 
     Raises:
-        MiloraError: what the recipe names does not exist or does not fit, the launch does not fit, or training
+        MiloraError: something that the recipe names does not exist, the recipe or the launch does not fit, or training
             diverged.
     """
     if run.is_trained:

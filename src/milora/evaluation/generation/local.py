@@ -8,6 +8,7 @@ from lm_eval.api.instance import Instance
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from milora.data.templates import ChatTemplate
 from milora.evaluation.generation.generator import Generator
 from milora.evaluation.generation.request import Decoding, Request
 from milora.method.errors import MiloraError
@@ -21,6 +22,7 @@ class LocalBackend:
 
     Batches are cut from all requests, whatever is done and however many processes share them: a completion does not
     depend on when or where it was made. `batch_size="auto"` starts large; a batch that runs out of memory is halved.
+    Prompts that a `chat` template rendered have their BOS already, and their answers end at its end of turn.
     """
 
     def __init__(
@@ -28,13 +30,16 @@ class LocalBackend:
         model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int | Literal["auto"],
+        chat: ChatTemplate | None = None,
     ) -> None:
         if model.training:
             raise MiloraError("the model is in training mode, in which dropout is on", "call model.eval() first")
         self.processes = processes()
         device = self.processes.device
         self.batch_size = AUTOMATIC.get(device.type, 32) if batch_size == "auto" else batch_size
-        adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        adds_bos = chat is None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        if chat is not None:
+            _end_with(model, chat.end_of_turn)
         self.harness = Generator(
             pretrained=model.to(device), tokenizer=tokenizer, batch_size=self.batch_size, add_bos_token=adds_bos
         )
@@ -64,6 +69,15 @@ class LocalBackend:
         torch.cuda.empty_cache()
         half = len(batch) // 2
         return self._generate(batch[:half]) + self._generate(batch[half:])
+
+
+def _end_with(model: PreTrainedModel | PeftModel, token: int) -> None:
+    """Let a token end a completion, beside those that the model's own settings name."""
+    config = model.generation_config
+    assert config is not None
+    ends = config.eos_token_id
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    config.eos_token_id = list(dict.fromkeys([*known, token]))
 
 
 def _as_keywords(decoding: Decoding) -> dict[str, Any]:

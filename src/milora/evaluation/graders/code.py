@@ -47,7 +47,7 @@ def extract_function(completion: str, prompt: str, entry_point: str) -> str:
         written = "\n".join(code.split("\n")[first:])
         before = definition.split(prompt)[0]
         return _parsable(f"{before}\n{written}", definition)
-    # A wrong guess at the indent stops being Python at once: the reading that goes furthest is the one meant.
+    # A wrong guess at the indent stops being Python at once: keep the reading that parses furthest.
     return max((_parsable(prompt + body, definition) for body in _as_bodies(code)), key=len)
 
 

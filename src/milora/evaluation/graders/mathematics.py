@@ -121,7 +121,7 @@ def _stated(text: str) -> str | None:
 
 
 def _parse(text: str) -> list[Any]:
-    # Without its second way of reading, which takes any number out of what is no LaTeX.
+    # Without its second way of reading, which takes any number out of text that is not LaTeX.
     parsed: list[Any] = parse(f"${text}$", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
     return parsed
 
