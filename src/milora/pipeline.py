@@ -86,7 +86,8 @@ def run_all(run: RunDirectory) -> Finished | None:
     """Do the main job for one run; what is done already is read. Only the main process of a launch returns something.
 
     Raises:
-        MiloraError: something that the recipe names does not exist, or does not fit; before training, if that can be known.
+        MiloraError: something that the recipe names does not exist, or does not fit; before training where that can
+            be known.
     """
     check_evaluation(run.recipe)
     with locked(run.path):

@@ -111,6 +111,26 @@ learning_rates: [1e-3]
     assert [arm["name"] for arm in json.loads((folder / "results.json").read_text())["arms"]] == ["LoRA"]
 
 
+def test_arms_that_share_a_run_are_each_scored_their_own_way(small_recipe, tmp_path):
+    path = tmp_path / "shared.yaml"
+    path.write_text(
+        f"""name: shared
+recipe: {small_recipe}
+overrides: [training.max_steps=1, adapter.method=lora]
+arms: {{two: [evaluation.limit=2], three: [evaluation.limit=3]}}
+learning_rates: [1e-3]
+"""
+    )
+    done = compare(path, "--runs", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    scores = [json.loads(file.read_text()) for file in run.glob("evaluation/trained/arithmetic/*/scores.json")]
+    assert sorted(found["count"] for found in scores) == [2, 3]
+    (folder,) = (tmp_path / "comparisons").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert results["missing"] == 0 and not results["tests"]["arithmetic"]  # not on the same items
+
+
 REFUSED = [
     ("arms: {}", "arms: "),
     ("seeds: [0, 0]", "names something twice"),

@@ -3,10 +3,12 @@
 import re
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from milora import MiloraError
 from milora.data.conversation import Conversation, Image, Message, Text
 from milora.data.templates import TEMPLATES, ChatTemplate, resolve_template
+from milora.evaluation.generation.local import LocalBackend
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
 from milora.run.recipe import ModelSection
@@ -58,6 +60,19 @@ def test_the_prompt_is_what_training_has_before_the_answer(chat, tokenizer):
     prompt = tokenizer(chat.render(conversation.prompt), add_special_tokens=False)["input_ids"]
     assert encoded.ids[: len(prompt)] == prompt
     assert encoded.trained[len(prompt) :] == [True, False]  # the empty answer's <|im_end|>, and the newline
+
+
+def test_an_answer_ends_where_it_ended_in_training(chat, tokenizer, small_model):
+    assert chat.stops == ("<|im_end|>",)
+    model = AutoModelForCausalLM.from_pretrained(small_model)
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")  # as of a base model
+    backend = LocalBackend(model, tokenizer, 1, chat)
+    ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert backend.harness.model.generation_config.eos_token_id == ends
+    prompt = chat.render(converse(ONE).prompt)
+    assert (
+        backend.harness.tok_encode(prompt) == chat.encode(tokenizer, converse(ONE)).ids[: backend.count_tokens(prompt)]
+    )
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):

@@ -44,6 +44,12 @@ def test_local_files(tmp_path, suffix):
     assert [Conversation.from_row(row).question for row in held_out] == ["what is 7?", "what is 8?", "what is 9?"]
 
 
+def test_no_row_need_be_held_out(tmp_path):
+    section = DataSection(name=_write(tmp_path, "jsonl"), question_column="q", answer_column="a", validation_rows=0)
+    train, held_out = load_training_rows(section)
+    assert (len(train), len(held_out)) == (10, 0)
+
+
 def test_wrong_columns_are_listed(tmp_path):
     with pytest.raises(MiloraError, match=r"no column answer, question \(it has q, a, extra"):
         load_training_rows(DataSection(name=_write(tmp_path, "jsonl")))

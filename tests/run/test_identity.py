@@ -52,6 +52,20 @@ def test_the_best_step_depends_on_which_steps_are_saved(root):
     assert digest(best, root=root) != digest(best, "training.save_steps=3", root=root)
 
 
+@pytest.mark.parametrize("other", ["adapter.dropout=0.1", "training.keep=best", "adapter.method=lora_ga"])
+def test_passes_count_where_they_change_more_than_rounding(other, root):
+    assert digest(other, root=root) != digest(other, "training.micro_batch_size=4", root=root)
+
+
+def test_a_folder_with_a_sets_name_is_not_the_set(tmp_path, root, monkeypatch):
+    (tmp_path / "gsm8k").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "gsm8k" / f"{split}.jsonl").write_text("{}\n")
+    elsewhere = digest("data.name=gsm8k", f"data.data_dir={tmp_path}", root=root)
+    monkeypatch.chdir(tmp_path)
+    assert digest("data.name=gsm8k", "data.data_dir=.", root=root) == elsewhere
+
+
 def test_a_data_file_counts_by_its_content(tmp_path, root):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "1", "answer": "2"}\n' * 100)

@@ -28,8 +28,8 @@ def train(run: RunDirectory, cache: Path | None = None) -> None:
     the main one has written everything. `cache` is a folder of factors; see `decompose_layers`.
 
     Raises:
-        MiloraError: something that the recipe names does not exist, the recipe or the launch does not fit, or training
-            diverged.
+        MiloraError: something that the recipe names does not exist, the recipe or the launch does not fit, or
+            training diverged.
     """
     if run.is_trained:
         if is_main_process():
