@@ -92,7 +92,7 @@ def _read_blocks(section: ForgettingSection, tokenizer: PreTrainedTokenizerBase)
     needed = section.blocks * section.block_length
     if len(tokens) < needed:
         raise MiloraError(
-            f"{section.text} has {len(tokens)} tokens, and {section.blocks} blocks of {section.block_length} are requested",
+            f"{section.text} has {len(tokens)} tokens, fewer than {section.blocks} blocks of {section.block_length}",
             "lower evaluation.forgetting.blocks, or name a longer text",
         )
     return torch.tensor(tokens[:needed]).view(section.blocks, section.block_length)
