@@ -46,6 +46,8 @@ class TextTemplate:
 
     def render(self, messages: Sequence[Message]) -> str:
         roles = [message.role for message in messages]
+        if not roles:
+            return ""  # a row of plain text, which is trained whole
         if roles != ["user"]:
             raise MiloraError(
                 f"this template has room for one question and its answer, and a row has {', '.join(roles)} before its "
@@ -58,12 +60,13 @@ class TextTemplate:
         """Prompt, answer and EOS; the answer is tokenized apart from the prompt.
 
         So no token straddles the boundary: every answer token is trained, and the prompt's tokens are those of
-        evaluation.
+        evaluation. Plain text has no prompt but a tokenizer's BOS.
         """
         prompt: list[int] = tokenizer(self.render(conversation.prompt))["input_ids"]
         if prompt and prompt[-1] == tokenizer.eos_token_id:
             prompt = prompt[:-1]
-        answer: list[int] = tokenizer(self.answer_prefix + conversation.answer, add_special_tokens=False)["input_ids"]
+        text = self.answer_prefix + conversation.answer if conversation.prompt else conversation.answer
+        answer: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         answer = [*answer, tokenizer.eos_token_id]
         return Encoded(prompt + answer, [False] * len(prompt) + [True] * len(answer))
 
@@ -90,6 +93,11 @@ class ChatTemplate:
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
         messages = conversation.messages
+        if len(messages) == 1:
+            raise MiloraError(
+                "a row is plain text, and the model's chat template needs a question and an answer",
+                "set data.template=plain, which trains the text whole",
+            )
         ids = _tokenize(tokenizer, messages)
         trained = [False] * len(ids)
         for index, message in enumerate(messages):
@@ -148,12 +156,20 @@ TEMPLATES = {
 }
 
 
+def choose_template(name: TemplateName, load_tokenizer: Callable[[], PreTrainedTokenizerBase]) -> TemplateName:
+    """Return what `auto` stands for: `chat` if the tokenizer has a chat template, otherwise `plain`."""
+    if name != "auto":
+        return name
+    return "chat" if load_tokenizer().chat_template else "plain"
+
+
 def resolve_template(name: TemplateName, load_tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Template:
-    """Return the template of this name; `chat` is that of the tokenizer, which is loaded for it alone.
+    """Return the template of this name; `chat` is that of the tokenizer, which is loaded for it and `auto` alone.
 
     Raises:
         MiloraError: the tokenizer has no chat template.
     """
+    name = choose_template(name, load_tokenizer)
     if name != "chat":
         return TEMPLATES[name]
     tokenizer = load_tokenizer()

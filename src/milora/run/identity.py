@@ -11,7 +11,7 @@ from typing import Any
 from milora.method.files import hash_file
 from milora.run.recipe import Recipe
 
-FORMAT = 2  # of run directories; those of format 1 have no identity.json
+FORMAT = 3  # of run directories; 1 had no identity.json, and in 2 a recipe without data.template meant alpaca
 CHANGES_NO_WEIGHT = ("micro_batch_size", "activation_checkpointing", "log_steps", "report_to", "save_steps")
 MODEL_FILES = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".py"}
 
@@ -39,7 +39,8 @@ def identify(recipe: Recipe, data_files: Sequence[Path]) -> Identity:
             training.pop(key, None)
     if data_files:
         content["data"].pop("data_dir", None)
-        if Path(recipe.data.name).exists():
+        place = Path(recipe.data.name).resolve()
+        if any(path.resolve().is_relative_to(place) for path in data_files):  # a named set may have a folder's name
             del content["data"]["name"]
         content["data"]["sha256"] = [_hash_local(path) for path in data_files]
     folder = Path(recipe.model.name)
