@@ -146,6 +146,7 @@ BAD = {
     "no instances": ({"instruction": "q", "instances": []}, "column instances is a list (list), not a list of inputs"),
     "null instance": ({"instruction": "q", "instances": [None]}, "column instances[0] is null (NoneType), not an"),
     "null output": ({"instruction": "q", "instances": [{}]}, "column instances[0].output is null (NoneType)"),
+    "one message of a tree": ({"text": "q", "role": "prompter", "parent_id": None}, "the row is one message of a conv"),
     "null text": ({"text": None}, "column text is null (NoneType), not text"),
     "unanswered tree": (tree(), "no message of the tree is answered"),
     "null in a tree": (tree(reply(None)), "a reply in column prompt.text is null (NoneType), not text"),
@@ -190,7 +191,7 @@ def test_a_bad_row_is_refused_by_its_place_or_dropped_and_counted(tmp_path, shap
     with pytest.raises(MiloraError) as refused:
         load(name)
     assert refused.value.message.startswith(f"{name}, row 2: ") and reason in refused.value.message
-    assert "data.on_bad_row=drop" in refused.value.hint or "data.question_column" in refused.value.hint
+    assert any(way in refused.value.hint for way in ("data.on_bad_row=drop", "data.question_column", "message trees"))
     kept = load(name, on_bad_row="drop")
     assert (len(kept.train), kept.bad) == (2, 1)
 

@@ -228,6 +228,8 @@ def _read_instances(row: Row) -> list[Conversation]:
 
 def _read_plain_text(row: Row) -> list[Conversation]:
     """Trained whole: an answer to nothing."""
+    if "role" in row or "parent_id" in row:  # OpenAssistant's other form, one message per row
+        raise BadRowError("the row is one message of a conversation, not a text", "use the file of message trees")
     return [Conversation((_message("assistant", text_of(row, "text")),))]
 
 
@@ -258,7 +260,7 @@ def _best_reply(message: Row, where: str) -> Any:
 
 def _rank(reply: Row) -> float:
     rank = reply.get("rank")
-    return rank if isinstance(rank, int) else float("inf")
+    return rank if isinstance(rank, int | float) and rank == rank else float("inf")  # NaN is a missing rank too
 
 
 def _read_prompt(row: Row) -> list[Conversation]:

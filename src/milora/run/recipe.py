@@ -77,7 +77,7 @@ OWN_OPTIONS = {"components": "milora", "form": "milora", "weighting": "milora", 
 class DataSection(Section):
     """Training rows: a named set such as `gsm8k`, a hub name, or a local file or folder of rows."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     data_dir: str | None = None  # the folder with a named set's files; None: its published place
     config: str | None = None  # of a hub set, as are split and revision
     split: str = "train"
