@@ -141,12 +141,14 @@ def _read_side(row: Row, column: str, role: Role) -> list[Message]:
 
 
 def _finish(messages: Sequence[Message]) -> list[Conversation]:
-    """Check what holds of every conversation: system first if at all, a question, and an answer at the end."""
+    """Check what holds of every conversation: a system message first if at all, then the user, the assistant last."""
     roles = [message.role for message in messages]
     if "system" in roles[1:]:
         raise BadRowError("a system message follows other messages")
     if "user" not in roles:
         raise BadRowError("the conversation has no message of the user")
+    if roles[roles[0] == "system"] != "user":
+        raise BadRowError("the conversation begins with the assistant")
     if roles[-1] != "assistant":
         raise BadRowError("the conversation ends on the user, and no column `chosen` has the answer")
     return [Conversation(tuple(messages))]
