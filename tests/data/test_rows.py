@@ -9,7 +9,7 @@ import pytest
 
 from milora import MiloraError
 from milora.data.conversation import Conversation
-from milora.data.rows import load_rows, load_training_rows
+from milora.data.rows import CHAT_FILE, list_files, load_rows, load_training_rows
 from milora.data.sets import COMMONSENSE
 from milora.run.recipe import DataSection
 
@@ -37,11 +37,11 @@ def test_local_files(tmp_path, suffix):
     section = DataSection(
         name=_write(tmp_path, suffix), question_column="q", answer_column="a", validation_rows=3, rows=5
     )
-    train, held_out = load_training_rows(section)
-    assert [Conversation.from_row(row) for row in train] == [
+    rows = load_training_rows(section)
+    assert [Conversation.from_row(row) for row in rows.train] == [
         Conversation.of_turn(f"what is {i}?", f"it is {i}") for i in range(5)
     ]
-    assert [Conversation.from_row(row).question for row in held_out] == ["what is 7?", "what is 8?", "what is 9?"]
+    assert [Conversation.from_row(row).question for row in rows.held_out] == ["what is 7?", "what is 8?", "what is 9?"]
 
 
 def test_no_row_need_be_held_out(tmp_path):
@@ -51,15 +51,17 @@ def test_no_row_need_be_held_out(tmp_path):
 
 
 def test_wrong_columns_are_listed(tmp_path):
-    with pytest.raises(MiloraError, match=r"no column answer, question \(it has q, a, extra"):
+    with pytest.raises(MiloraError, match=r"row 1: the columns are those of no known format: q, a, extra"):
         load_training_rows(DataSection(name=_write(tmp_path, "jsonl")))
+    with pytest.raises(MiloraError, match=r"row 1: no column answer; there are q, a, extra"):
+        load_training_rows(DataSection(name=_write(tmp_path, "csv"), question_column="q"))
 
 
 def test_missing_broken_and_short_files(tmp_path):
     with pytest.raises(MiloraError, match="the file does not exist"):
         load_training_rows(DataSection(name=str(tmp_path / "none.jsonl")))
     (tmp_path / "broken.jsonl").write_text('{"q": 1\nnot json')
-    with pytest.raises(MiloraError, match=r"broken\.jsonl.* cannot be loaded"):
+    with pytest.raises(MiloraError, match=r"broken\.jsonl, line 1: not valid JSON"):
         load_training_rows(DataSection(name=str(tmp_path / "broken.jsonl")))
     with pytest.raises(MiloraError, match="has 10 rows, and 64 of them"):
         load_training_rows(DataSection(name=_write(tmp_path, "csv"), question_column="q", answer_column="a"))
@@ -77,7 +79,7 @@ def test_gsm8k(data_dir):
 
 
 def test_mawps_drops_its_own_test_questions(data_dir):
-    table, _ = load_training_rows(DataSection(name="mawps", data_dir=data_dir))
+    table = load_training_rows(DataSection(name="mawps", data_dir=data_dir)).train
     train, test = [Conversation.from_row(row) for row in table], load_rows("mawps", "test", data_dir)
     assert len(test) == 238 and len(train) < 1898
     assert not {row.question for row in train} & {row.question for row in test}
@@ -135,3 +137,22 @@ def test_an_input_follows_its_instruction(data_dir):
 def test_a_split_that_a_set_lacks():
     with pytest.raises(MiloraError, match="math has no train split"):
         load_rows("math", "train", None)
+
+
+def test_a_bad_cell_of_a_named_set_is_refused_or_dropped(tmp_path):
+    rows = [{"query": "q", "response": "r"}, {"query": None, "response": "r"}, {"query": "q2", "response": "r"}]
+    (tmp_path / "MetaMathQA-395K.json").write_text(json.dumps(rows))
+    section = DataSection(name="metamath", data_dir=str(tmp_path), validation_rows=1)
+    with pytest.raises(MiloraError, match=r"MetaMathQA-395K\.json, row 2: column query is null \(NoneType\), not text"):
+        load_training_rows(section)
+    found = load_training_rows(section.model_copy(update={"on_bad_row": "drop"}))
+    assert (len(found.train), len(found.held_out), found.bad) == (1, 1, 1)
+
+
+def test_the_conversations_in_the_package():
+    found = load_training_rows(DataSection(name="chat", validation_rows=8))
+    rows = [Conversation.from_row(row) for row in (*found.train, *found.held_out)]
+    assert len(rows) == 40 == len({row.answer + row.question for row in rows}) and found.bad == 0
+    assert sum(row.messages[0].role == "system" for row in rows) >= 5
+    assert sum(len(row.messages) > 3 for row in rows) >= 5
+    assert CHAT_FILE in list_files(DataSection(name="chat"))

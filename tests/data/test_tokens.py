@@ -3,6 +3,7 @@
 import datasets
 import pytest
 
+from milora import MiloraError
 from milora.data.conversation import Conversation
 from milora.data.templates import TEMPLATES, TextTemplate
 from milora.data.tokens import IGNORED, tokenize_rows
@@ -51,7 +52,21 @@ def test_cuts_are_counted_and_rows_without_room_left_out(tokenizer):
     template = TEMPLATES["plain"]
     encoded = template.encode(tokenizer, ROW)
     asked, whole = encoded.trained.count(False), len(encoded.ids)
+    short = Conversation.of_turn("?", "")
     for length, expected in ((whole, (0, 0)), (whole - 1, (1, 0)), (asked + 1, (1, 0)), (asked, (0, 1))):
-        data, report = tokenize_rows(table(ROW, ROW), template, tokenizer, max_length=length)
+        data, report = tokenize_rows(table(ROW, ROW, short), template, tokenizer, max_length=length)
         assert (report.truncated, report.dropped) == (2 * expected[0], 2 * expected[1])
         assert all(len(row["input_ids"]) <= length for row in data)
+
+
+def test_rows_that_are_all_too_long_are_one_error(tokenizer):
+    template, longer = TEMPLATES["plain"], Conversation.of_turn("What is 1 + 1, and why?", "2, by counting.")
+    lengths = sorted(len(template.encode(tokenizer, row).ids) for row in (ROW, longer))
+    reason = (
+        rf"all 2 held-out rows are dropped: no answer begins within training\.max_length=3 tokens; .* {lengths[0]} to "
+        rf"{lengths[1]} tokens \(set training\.max_length={lengths[1]},"
+    )
+    with pytest.raises(MiloraError, match=reason):
+        tokenize_rows(table(ROW, longer), template, tokenizer, max_length=3, what="held-out rows")
+    data, report = tokenize_rows(table(ROW, longer), template, tokenizer, max_length=lengths[1])
+    assert len(data) == 2 and report.truncated == report.dropped == 0

@@ -6,7 +6,7 @@ import pytest
 
 from milora import MiloraError
 from milora.run.directory import RunDirectory, create_run, open_run
-from milora.run.identity import Identity
+from milora.run.identity import FORMAT, Identity
 from milora.run.recipe import load_recipe
 from milora.training.prepare import locate
 
@@ -22,6 +22,7 @@ OTHER = [
     ["seed=1"],
     ["adapter.rank=8"],
     ["data.template=alpaca"],
+    ["data.on_bad_row=drop"],
     ["training.learning_rate=1e-4"],
     ["training.batch_size=8"],
     ["model.dtype=float32"],
@@ -77,6 +78,23 @@ def test_a_data_file_counts_by_its_content(tmp_path, root):
     assert digest(f"data.name={moved}", root=root) != first
 
 
+def test_every_file_of_a_folder_counts(tmp_path, root):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "1"}\n')
+    first = digest(f"data.name={tmp_path}", root=root)
+    (tmp_path / "notes.md").write_text("not rows")
+    assert digest(f"data.name={tmp_path}", root=root) == first
+    (tmp_path / "b.jsonl").write_text('{"text": "2"}\n')
+    assert digest(f"data.name={tmp_path}", root=root) != first
+
+
+def test_a_folder_with_the_name_of_a_set_does_not_count(tmp_path, root, monkeypatch):
+    first = digest(recipe="chat-smoke", root=root)
+    (tmp_path / "chat").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert digest(recipe="chat-smoke", root=root) == first
+
+
 def test_a_named_sets_files_count_by_their_content(tmp_path, root):
     (tmp_path / "mawps").mkdir()
     for name in ("trainset", "validset", "testset"):
@@ -103,8 +121,8 @@ def test_a_models_files_count_by_their_content(tmp_path, root):
 def test_runs_of_another_version_are_refused(root):
     run = create_run(locate(load_recipe("quickstart"), root))
     assert open_run(run.path) == run
-    run.write(Identity(3, "00000000"))
-    with pytest.raises(MiloraError, match=r"another version of milora: its format is 3, and this version reads 2"):
+    run.write(Identity(FORMAT - 1, "00000000"))  # in which a recipe without data.template meant alpaca
+    with pytest.raises(MiloraError, match=r"another version of milora: its format is 2, and this version reads 3"):
         open_run(run.path)
     (run.path / "identity.json").unlink()  # as the first version left it, with keys that are gone
     (run.path / "recipe.yaml").write_text("name: old\ndata: {prompt: plain}\n")

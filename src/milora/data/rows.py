@@ -1,6 +1,8 @@
-"""Where rows come from, as conversations: the embedded set, named public sets, a hub name, or a local file."""
+"""Where rows come from, as conversations: the embedded sets, named public sets, a hub name, or local files."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -8,44 +10,81 @@ import datasets
 
 from milora.data.arithmetic import write_problems
 from milora.data.conversation import Conversation
-from milora.data.sets import NAMED_SETS, Read, Split, read_turn
+from milora.data.files import FORMATS, find_files, format_of, read_rows
+from milora.data.formats import BadRowError, describe, read_conversations
+from milora.data.sets import NAMED_SETS, Split
 from milora.method.errors import MiloraError
+from milora.method.options import OnBadRow
 from milora.run.recipe import DataSection
 
-FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+CHAT = "chat"  # a small set of conversations, in the package
+CHAT_FILE = Path(__file__).with_name("chat.jsonl")
 EMBEDDED = "arithmetic"
 EMBEDDED_ROWS = {"train": 2000, "validation": 200, "test": 200}
+CHUNK = 10_000  # conversations held as Python objects at a time
+
+Numbered = Iterable[tuple[str, Any]]  # rows, each after the words that say where it is
 
 
-def load_training_rows(section: DataSection) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Return the rows to train on and the held-out rows whose loss is watched, as `Conversation.to_row` writes them.
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """The rows to train on and the held-out rows whose loss is watched, as `Conversation.to_row` writes them.
+
+    `bad` counts the rows that could not be read and were dropped.
+    """
+
+    train: datasets.Dataset
+    held_out: datasets.Dataset
+    bad: int = 0
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Turns rows into conversations, and stops at a bad row or counts it."""
+
+    on_bad_row: OnBadRow = "error"
+    bad: int = 0
+    first: str = ""  # what the first bad row was
+
+    def convert(self, rows: Numbered, read: Callable[[Any], list[Conversation]]) -> Iterator[Conversation]:
+        for place, row in rows:
+            try:
+                yield from read(row)
+            except BadRowError as error:
+                if self.on_bad_row == "error":
+                    raise MiloraError(f"{place}: {error}", error.hint) from error
+                self.bad += 1
+                self.first = self.first or f"{place}: {error}"
+
+
+def load_training_rows(section: DataSection) -> TrainingRows:
+    """Return the rows of a recipe.
 
     A set with a validation split of its own gives that; otherwise the last `validation_rows` rows are held out before
     `rows` are taken.
 
     Raises:
-        MiloraError: the set or the file does not exist, lacks a column, or has too few rows.
+        MiloraError: the set or the file does not exist, a row cannot be read, or there are too few rows.
     """
+    reader = _Reader(section.on_bad_row)
+    _check_hub_keys(section)
     if section.name == EMBEDDED:
         train = write_problems("train", section.rows or EMBEDDED_ROWS["train"])
         held_out = write_problems("validation", section.validation_rows) if section.validation_rows else []
-        return _as_table(train), _as_table(held_out)
+        return TrainingRows(_as_table(train), _as_table(held_out))
     if section.name in NAMED_SETS:
-        rows = _read_training_split(section.name, section.data_dir)
+        rows = _as_table(_read_training_split(section.name, section.data_dir, reader))
         if "validation" in NAMED_SETS[section.name].files:
-            held_out_rows = _read_split(section.name, "validation", section.data_dir)
-            return _take(rows, section.rows), _take(held_out_rows, section.validation_rows)
+            held_out_rows = _as_table(_read_split(section.name, "validation", section.data_dir, reader))
+            _check_count(section, rows, reader, held_out=0)
+            return TrainingRows(_take(rows, section.rows), _take(held_out_rows, section.validation_rows), reader.bad)
     else:
-        rows = _read_columns(section)
-    if len(rows) <= section.validation_rows:
-        raise MiloraError(
-            f"data.name={section.name} has {len(rows)} rows, and {section.validation_rows} of them would be held out",
-            "lower data.validation_rows",
-        )
+        rows = _as_table(_read_own(section, reader))
+    _check_count(section, rows, reader, held_out=section.validation_rows)
     boundary = len(rows) - section.validation_rows
     # `select` refuses an empty range that starts at the end.
     held_out = rows.select(range(boundary, len(rows)) if section.validation_rows else [])
-    return _take(rows.select(range(boundary)), section.rows), held_out
+    return TrainingRows(_take(rows.select(range(boundary)), section.rows), held_out, reader.bad)
 
 
 def load_rows(name: str, split: Split, data_dir: str | None) -> list[Conversation]:
@@ -56,69 +95,125 @@ def load_rows(name: str, split: Split, data_dir: str | None) -> list[Conversatio
     """
     if name == EMBEDDED:
         return write_problems(split, EMBEDDED_ROWS[split])
-    return [Conversation.from_row(row) for row in _read_split(name, split, data_dir)]
+    return list(_read_split(name, split, data_dir, _Reader()))
 
 
 def list_files(section: DataSection) -> list[Path]:
     """Return the local files that training rows are read from.
 
     Raises:
-        MiloraError: one of them does not exist.
+        MiloraError: one of them does not exist, or rows are not read from such a file.
     """
+    _check_hub_keys(section)
+    if section.name == CHAT:
+        return [CHAT_FILE]
     if section.name in NAMED_SETS and section.data_dir is not None:
         # The test split's too: its questions are dropped from training.
         return [find_file(section.name, split, section.data_dir) for split in NAMED_SETS[section.name].files]
-    path = Path(section.name)
-    if path.suffix not in FORMATS:
-        return []
-    if not path.is_file():
-        raise MiloraError(f"data.name={path}: the file does not exist", "check the path")
-    return [path]
+    return find_files(Path(section.name)) if _is_local(section.name) else []
+
+
+def _is_local(name: str) -> bool:
+    path = Path(name)
+    if name == EMBEDDED or name in NAMED_SETS:
+        return False
+    return format_of(path) is not None or path.exists() or name.startswith((".", "/"))
+
+
+def _check_hub_keys(section: DataSection) -> None:
+    if section.name not in (EMBEDDED, CHAT, *NAMED_SETS) and not _is_local(section.name):
+        return
+    for key in ("config", "split", "revision"):
+        if getattr(section, key) != DataSection.model_fields[key].default:
+            raise MiloraError(
+                f"data.{key}={getattr(section, key)}: only a hub data set has one, and data.name={section.name} is not "
+                "read as one",
+                f"leave data.{key} out",
+            )
+
+
+def _check_count(section: DataSection, rows: datasets.Dataset, reader: _Reader, *, held_out: int) -> None:
+    if len(rows) > held_out:
+        return
+    dropped = f"; {reader.bad} bad rows were dropped, the first was {reader.first}" if reader.bad else ""
+    if not len(rows):
+        raise MiloraError(f"data.name={section.name} has no rows{dropped}", "name a file or a set with rows")
+    raise MiloraError(
+        f"data.name={section.name} has {len(rows)} rows, and {held_out} of them would be held out{dropped}",
+        "lower data.validation_rows",
+    )
 
 
 def _as_table(rows: Iterable[Conversation]) -> datasets.Dataset:
-    return datasets.Dataset.from_list([row.to_row() for row in rows])
+    part = datasets.Value("string")
+    features = datasets.Features(
+        messages=[{"role": part, "parts": [{"text": part, "image": part}]}], fields=[{"name": part, "value": part}]
+    )
+    remaining = iter(rows)
+    chunks = []
+    while chunk := [row.to_row() for row in islice(remaining, CHUNK)]:
+        chunks.append(datasets.Dataset.from_list(chunk, features=features))
+    return datasets.concatenate_datasets(chunks) if chunks else datasets.Dataset.from_list([])
 
 
 def _take(rows: datasets.Dataset, count: int | None) -> datasets.Dataset:
     return rows if count is None else rows.select(range(min(count, len(rows))))
 
 
-def _read_training_split(name: str, data_dir: str | None) -> datasets.Dataset:
+def _read_own(section: DataSection, reader: _Reader) -> Iterator[Conversation]:
+    """The rows of a user's files, of a hub set, or of the package's conversations."""
+    files = list_files(section)
+    rows: Numbered = chain.from_iterable(map(_number, files)) if files else _load_hub(section)
+    asked = (section.question_column, section.answer_column)
+    defaults = tuple(DataSection.model_fields[key].default for key in ("question_column", "answer_column"))
+    columns = asked if asked != defaults else None
+    return reader.convert(rows, lambda row: read_conversations(row, columns))
+
+
+def _number(file: Path) -> Numbered:
+    return ((f"{file}, row {number}", row) for number, row in enumerate(read_rows(file), 1))
+
+
+def _load_hub(section: DataSection) -> Numbered:
+    table = _load(section.name, section.config, section.split, revision=section.revision)
+    return ((f"{section.name}, row {number}", row) for number, row in enumerate(table, 1))
+
+
+def _read_training_split(name: str, data_dir: str | None, reader: _Reader) -> Iterator[Conversation]:
     """The training rows, without those whose question is in the set's own test split (MAWPS has 26 of them)."""
-    rows = _read_split(name, "train", data_dir)
+    rows = _read_split(name, "train", data_dir, reader)
     if "test" not in NAMED_SETS[name].files:
         return rows
     test = {row.question for row in load_rows(name, "test", data_dir)}
-    return rows.filter(lambda row: Conversation.from_row(row).question not in test)
+    return (row for row in rows if row.question not in test)
 
 
-def _read_split(name: str, split: Split, data_dir: str | None) -> datasets.Dataset:
+def _read_split(name: str, split: Split, data_dir: str | None, reader: _Reader) -> Iterator[Conversation]:
     named = NAMED_SETS[name]
     if split not in named.files:
         raise MiloraError(f"{name} has no {split} split", f"it has {', '.join(named.files)}")
-    table = _load_split(name, split, data_dir)
-    try:
-        return _read_rows(table, named.read)
-    except KeyError as error:
-        raise MiloraError(
-            f"rows of {name} ({split}) have no column {error}: they have {', '.join(table.column_names)}",
-            "use the published form of the set, or name the file in data.name with its columns",
-        ) from error
+
+    def read(row: Any) -> list[Conversation]:
+        if not isinstance(row, Mapping):
+            raise BadRowError(f"the row is {describe(row)}, not an object of columns")
+        try:
+            return [named.read(row)]
+        except KeyError as error:
+            raise MiloraError(
+                f"rows of {name} ({split}) have no column {error}: they have {', '.join(row)}",
+                "use the published form of the set, or name the file in data.name with its columns",
+            ) from error
+
+    return reader.convert(_load_split(name, split, data_dir), read)
 
 
-def _read_rows(table: datasets.Dataset, read: Read) -> datasets.Dataset:
-    # Its cache would not notice a change of our own code.
-    return table.map(lambda row: read(row).to_row(), remove_columns=table.column_names, load_from_cache_file=False)
-
-
-def _load_split(name: str, split: Split, data_dir: str | None) -> datasets.Dataset:
+def _load_split(name: str, split: Split, data_dir: str | None) -> Numbered:
     if data_dir is not None:
-        return _load_file(find_file(name, split, data_dir))
+        return _number(find_file(name, split, data_dir))
     remote = NAMED_SETS[name].remote
     if not remote:
         raise MiloraError(f"{name} is read from local files", "set data.data_dir to the folder that contains them")
-    return _load(**remote[split])
+    return ((f"{name} ({split}), row {number}", row) for number, row in enumerate(_load(**remote[split]), 1))
 
 
 def find_file(name: str, split: Split, data_dir: str) -> Path:
@@ -135,28 +230,13 @@ def find_file(name: str, split: Split, data_dir: str) -> Path:
     raise MiloraError(f"{candidates[0]} does not exist, nor {candidates[1]}", "point data_dir at the folder above it")
 
 
-def _read_columns(section: DataSection) -> datasets.Dataset:
-    files = list_files(section)
-    table = _load_file(files[0]) if files else _load(section.name)
-    missing = {section.question_column, section.answer_column} - set(table.column_names)
-    if missing:
-        raise MiloraError(
-            f"data.name={section.name} has no column {', '.join(sorted(missing))}",
-            f"it has {', '.join(table.column_names)}; set data.question_column and data.answer_column",
-        )
-    return _read_rows(table, read_turn(section.question_column, section.answer_column))
-
-
-def _load_file(path: Path) -> datasets.Dataset:
-    return _load(FORMATS[path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix], data_files=str(path))
-
-
-def _load(path: str, split: str = "train", **arguments: Any) -> datasets.Dataset:
+def _load(path: str, name: str | None = None, split: str = "train", **arguments: Any) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(path, split=split, **arguments)
+        return datasets.load_dataset(path, name, split=split, **arguments)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         source = arguments.get("data_files", path)
         raise MiloraError(
-            f"data {source!r} cannot be loaded: {str(error).splitlines()[0]}",
-            f"name {', '.join([EMBEDDED, *NAMED_SETS])}, a hub data set, or a file ending in {', '.join(FORMATS)}",
+            f"data {source!r} cannot be loaded: {' '.join(str(error).split())[:400]}",
+            f"name {', '.join([EMBEDDED, CHAT, *NAMED_SETS])}, a hub data set (with data.config and data.split), or a "
+            f"file or folder of {', '.join(FORMATS)}",
         ) from error

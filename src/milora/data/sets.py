@@ -1,14 +1,15 @@
 """The public data sets by name: where each is published, its files in a `data_dir`, and how its rows read."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from milora.data.conversation import Conversation
+from milora.data.formats import BadRowError, describe, text_of
 
 Split = Literal["train", "validation", "test"]
-Read = Callable[[dict[str, Any]], Conversation]
+Read = Callable[[Mapping[str, Any]], Conversation]
 
 LLM_ADAPTERS = (
     "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/816657208af4db747803f87ba40a4c71383fed7a/"
@@ -36,41 +37,45 @@ def _file(address: str, split: Split) -> dict[Split, dict[str, Any]]:
     return {split: {"path": "json", "data_files": address, "split": "train"}}
 
 
-def _read_gsm8k(row: dict[str, Any]) -> Conversation:
-    worked, _, number = row["answer"].rpartition("\n#### ")
+def _read_gsm8k(row: Mapping[str, Any]) -> Conversation:
+    worked, _, number = text_of(row, "answer").rpartition("\n#### ")
     worked = re.sub(r"<<.*?>>", "", worked)  # the calculator's annotations
-    return Conversation.of_turn(row["question"], f"{worked}\nThe answer is: {number.strip()}")
+    return Conversation.of_turn(text_of(row, "question"), f"{worked}\nThe answer is: {number.strip()}")
 
 
-def _read_mawps(row: dict[str, Any]) -> Conversation:
-    equation = re.sub(r"^[xX]=", "", row["equation"]).replace(".0", "")
-    return Conversation.of_turn(row["original_text"], f"{equation} = {row['ans']:g}. The answer is: {row['ans']:g}")
+def _read_mawps(row: Mapping[str, Any]) -> Conversation:
+    equation, number = re.sub(r"^[xX]=", "", text_of(row, "equation")).replace(".0", ""), row["ans"]
+    if not isinstance(number, int | float):
+        raise BadRowError(f"column ans is {describe(number)}, not a number")
+    return Conversation.of_turn(text_of(row, "original_text"), f"{equation} = {number:g}. The answer is: {number:g}")
 
 
-def _read_math(row: dict[str, Any]) -> Conversation:
+def _read_math(row: Mapping[str, Any]) -> Conversation:
     if "instruction" in row:  # as the authors carry it
-        return Conversation.of_turn(row["instruction"], row["output"])
-    return Conversation.of_turn(row["problem"], row["solution"])
+        return read_turn("instruction", "output")(row)
+    return read_turn("problem", "solution")(row)
 
 
-def _read_instruction(row: dict[str, Any]) -> Conversation:
-    question = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
-    return Conversation.of_turn(question, row["output"])
+def _read_instruction(row: Mapping[str, Any]) -> Conversation:
+    given = "" if row["input"] is None else text_of(row, "input", may_be_empty=True)
+    question = text_of(row, "instruction")
+    return Conversation.of_turn(f"{question}\n{given}" if given else question, text_of(row, "output"))
 
 
 def read_turn(question: str, answer: str) -> Read:
     """Return a reader of rows whose question and answer are in these columns."""
-    return lambda row: Conversation.of_turn(row[question], row[answer])
+    return lambda row: Conversation.of_turn(text_of(row, question), text_of(row, answer))
 
 
-def _read_humaneval(row: dict[str, Any]) -> Conversation:
+def _read_humaneval(row: Mapping[str, Any]) -> Conversation:
     # The paper's prompt for code is not published, nor is PiSSA's outside its data; this is the plainest one.
+    prompt = text_of(row, "prompt")
     return Conversation.of_turn(
-        f"Complete the following Python function.\n\n```python\n{row['prompt'].strip()}\n```",
-        row["canonical_solution"],
-        prompt=row["prompt"],
-        test=row["test"],
-        entry_point=row["entry_point"],
+        f"Complete the following Python function.\n\n```python\n{prompt.strip()}\n```",
+        text_of(row, "canonical_solution"),
+        prompt=prompt,
+        test=text_of(row, "test"),
+        entry_point=text_of(row, "entry_point"),
     )
 
 

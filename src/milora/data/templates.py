@@ -1,14 +1,18 @@
 """Templates: a conversation → token ids, and a mask of what is trained. Scoring and chatting use the same ones."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from milora.data.conversation import Conversation, Message
 from milora.method.errors import MiloraError
 from milora.method.options import TemplateName
+
+PRIVATE_USE = range(0xF0000, 0xFFFFE)  # characters without a meaning: they stand for control tokens in rendering
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ class TextTemplate:
 
     def render(self, messages: Sequence[Message]) -> str:
         roles = [message.role for message in messages]
+        if not roles:
+            return ""  # a row of plain text, which is trained whole
         if roles != ["user"]:
             raise MiloraError(
                 f"this template has room for one question and its answer, and a row has {', '.join(roles)} before its "
@@ -66,12 +72,14 @@ class TextTemplate:
         """Prompt, answer and EOS; the answer is tokenized apart from the prompt.
 
         So no token straddles the boundary: every answer token is trained, and the prompt's tokens are those of
-        evaluation.
+        evaluation. Plain text has no prompt but a tokenizer's BOS.
         """
-        prompt: list[int] = tokenizer(self.render(conversation.prompt))["input_ids"]
+        # The texts have no control tokens of their own: one in a row is ordinary text.
+        prompt: list[int] = tokenizer(self.render(conversation.prompt), split_special_tokens=True)["input_ids"]
         if prompt and prompt[-1] == tokenizer.eos_token_id:
             prompt = prompt[:-1]
-        answer: list[int] = tokenizer(self.answer_prefix + conversation.answer, add_special_tokens=False)["input_ids"]
+        text = self.answer_prefix + conversation.answer if conversation.prompt else conversation.answer
+        answer: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         answer = [*answer, tokenizer.eos_token_id]
         return Encoded(prompt + answer, [False] * len(prompt) + [True] * len(answer))
 
@@ -101,13 +109,15 @@ class ChatTemplate:
         return (str(self.tokenizer.decode([self.end_of_turn])),)
 
     def render(self, messages: Sequence[Message]) -> str:
-        rendered: Any = self.tokenizer.apply_chat_template(
-            _as_dicts(messages), tokenize=False, add_generation_prompt=True
-        )
-        return str(rendered)
+        return str(_render(self.tokenizer, _as_dicts(messages), tokenize=False, add_generation_prompt=True))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
         messages = conversation.messages
+        if len(messages) == 1:
+            raise MiloraError(
+                "a row is plain text, and the model's chat template needs a question and an answer",
+                "set data.template=plain, which trains the text whole",
+            )
         ids = _tokenize(tokenizer, messages)
         trained = [False] * len(ids)
         for index, message in enumerate(messages):
@@ -131,10 +141,43 @@ def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.text} for message in messages]
 
 
+def _render(tokenizer: PreTrainedTokenizerBase, dicts: list[dict[str, str]], **options: Any) -> Any:
+    try:
+        return tokenizer.apply_chat_template(dicts, **options)
+    except TemplateError as error:  # templates refuse some orders of roles, and some refuse system messages
+        roles = ", ".join(entry["role"] for entry in dicts)
+        raise MiloraError(
+            f"the model's chat template refuses a conversation of {roles}: {error}",
+            "use other rows, or a named template such as data.template=alpaca",
+        ) from error
+
+
 def _tokenize(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> list[int]:
-    encoded: Any = tokenizer.apply_chat_template(_as_dicts(messages), tokenize=True, return_dict=True, **options)
-    ids: list[int] = encoded["input_ids"]
+    """The template's tokens; a control token's text inside a message is tokenized as the ordinary text it is."""
+    dicts = _as_dicts(messages)
+    control = _control_texts(tokenizer)
+    if not any(text in entry["content"] for entry in dicts for text in control):
+        encoded = _render(tokenizer, dicts, tokenize=True, return_dict=True, **options)
+        ids: list[int] = encoded["input_ids"]
+        return ids
+    used = "".join(entry["content"] for entry in dicts)
+    free = (chr(code) for code in PRIVATE_USE if chr(code) not in used)
+    places = dict(zip(control, free, strict=False))
+    for entry in dicts:
+        for text in control:
+            entry["content"] = entry["content"].replace(text, places[text])
+    texts = {place: text for text, place in places.items()}
+    ids = []
+    for piece in re.split(f"([{''.join(texts)}])", _render(tokenizer, dicts, tokenize=False, **options)):
+        options_of_piece = {"split_special_tokens": True} if piece in texts else {}
+        ids += tokenizer(texts.get(piece, piece), add_special_tokens=False, **options_of_piece)["input_ids"]
     return ids
+
+
+def _control_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts of the tokenizer's control tokens, longest first, so that none hides a longer one."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({*tokenizer.all_special_tokens, *added}, key=lambda text: (-len(text), text))
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int, end: int) -> int:
@@ -168,12 +211,20 @@ TEMPLATES = {
 }
 
 
+def choose_template(name: TemplateName, load_tokenizer: Callable[[], PreTrainedTokenizerBase]) -> TemplateName:
+    """Return what `auto` stands for: `chat` if the tokenizer has a chat template, otherwise `plain`."""
+    if name != "auto":
+        return name
+    return "chat" if load_tokenizer().chat_template else "plain"
+
+
 def resolve_template(name: TemplateName, load_tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Template:
-    """Return the template of this name; `chat` is that of the tokenizer, which is loaded for it alone.
+    """Return the template of this name; `chat` is that of the tokenizer, which is loaded for it and `auto` alone.
 
     Raises:
         MiloraError: the tokenizer has no chat template.
     """
+    name = choose_template(name, load_tokenizer)
     if name != CHAT:
         return TEMPLATES[name]
     tokenizer = load_tokenizer()

@@ -10,14 +10,16 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
+from milora.data.templates import choose_template
 from milora.method.errors import MiloraError
 from milora.method.export import replace_by_lora
 from milora.method.layers import MARKS
 from milora.method.options import Dtype, Form, TemplateName
-from milora.models.base import attach_adapter, load_model
+from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.run.directory import NOTHING, Permissions, RunDirectory, is_run, open_run, run_of_checkpoint
 from milora.run.identity import hash_folder
 from milora.run.recipe import ModelSection, Recipe
+from milora.run.records import TrainingRecord
 
 EVALUATIONS = Path("evaluations")
 
@@ -37,10 +39,7 @@ class Target:
     adapter: Path | None = None
     form: Form = "intact"
     recipe: Recipe | None = None
-
-    @property
-    def template(self) -> TemplateName | None:
-        return self.recipe.data.template if self.recipe else None
+    template: TemplateName | None = None
 
     @property
     def data_dir(self) -> str | None:
@@ -117,17 +116,20 @@ def target_of_run(run: RunDirectory) -> Target:
 
 
 def _target(run: RunDirectory, trained: Path) -> Target:
-    if run.recipe.adapter.method == "full":
-        model = run.recipe.model.model_copy(update={"name": str(trained)})
-        return Target("trained", model, run.evaluation, run.path.name, recipe=run.recipe)
+    is_full = run.recipe.adapter.method == "full"
+    if run.is_trained:
+        template = run.read(TrainingRecord).template
+    else:  # of a checkpoint
+        template = choose_template(run.recipe.data.template, lambda: load_tokenizer(run.recipe.model))
     return Target(
-        "trained",
-        run.recipe.model,
-        run.evaluation,
-        run.path.name,
-        trained,
-        run.recipe.adapter.form,
-        run.recipe,
+        who="trained",
+        model=run.recipe.model.model_copy(update={"name": str(trained)}) if is_full else run.recipe.model,
+        folder=run.evaluation,
+        served=run.path.name,
+        adapter=None if is_full else trained,
+        form=run.recipe.adapter.form,
+        recipe=run.recipe,
+        template=template,
     )
 
 

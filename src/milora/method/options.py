@@ -26,8 +26,11 @@ Method = Literal["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa"
 Export = Literal["lora", "merged", "residual"]
 """The format in which a trained run is exported."""
 
-TemplateName = Literal["chat", "plain", "alpaca", "commonsense"]
-"""How a conversation becomes text: with the model's own chat template, or with one of milora's."""
+TemplateName = Literal["auto", "chat", "plain", "alpaca", "commonsense"]
+"""How a conversation becomes text: with the model's own chat template, or with one of milora's. `auto` chooses."""
+
+OnBadRow = Literal["error", "drop"]
+"""What happens to a training row that cannot be read: for example, a cell is null where text is needed."""
 
 PromptChoice = Literal["trained", "official"]
 """Which prompt a benchmark uses: the one that the model was trained with, or the benchmark's own."""

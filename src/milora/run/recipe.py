@@ -17,6 +17,7 @@ from milora.method.options import (
     Dtype,
     Form,
     Method,
+    OnBadRow,
     PromptChoice,
     Quantization,
     TemplateName,
@@ -74,15 +75,19 @@ OWN_OPTIONS = {"components": "milora", "form": "milora", "weighting": "milora", 
 
 
 class DataSection(Section):
-    """Training rows: a named set such as `gsm8k`, a hub name, or a local json/jsonl/csv/parquet file."""
+    """Training rows: a named set such as `gsm8k`, a hub name, or a local file or folder of rows."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     data_dir: str | None = None  # the folder with a named set's files; None: its published place
-    question_column: str = "question"
+    config: str | None = None  # of a hub set, as are split and revision
+    split: str = "train"
+    revision: str | None = None
+    question_column: str = "question"  # other names than these go before the known formats
     answer_column: str = "answer"
     rows: Positive | None = None  # use the first N; None: all
     validation_rows: Annotated[int, Field(ge=0)] = 64  # held out of training
-    template: TemplateName = "alpaca"  # how a conversation becomes text
+    on_bad_row: OnBadRow = "error"  # drop: leave out rows that cannot be read, and count them
+    template: TemplateName = "auto"  # how a conversation becomes text; auto: chat if the tokenizer can, else plain
 
 
 class TrainingSection(Section):

@@ -2,15 +2,21 @@
 
 from dataclasses import dataclass
 
+from milora.method.options import TemplateName
+
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
-    """What tokenizing did: rows and tokens in all, rows cut at the length, rows dropped because no answer fitted."""
+    """What tokenizing did: rows and tokens in all, rows cut at the length, rows dropped because no answer fitted.
+
+    `bad` rows could not be read, and were dropped before (data.on_bad_row).
+    """
 
     rows: int
     tokens: int
     truncated: int
     dropped: int
+    bad: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class TrainingRecord:
 
     `seconds` count from the last start or resume, at step `resumed_at`. `peak_memory` is in bytes, `weight_change` is
     ‖ΔW‖ over all adapted layers, `held_out_loss` is the loss before and after. `kept_step` is the step that was saved.
+    `template` is the one that rows became text with, never `auto`.
     """
 
     seconds: float
@@ -56,6 +63,7 @@ class TrainingRecord:
     peak_memory: int
     weight_change: float
     kept_step: int
+    template: TemplateName
     data: TokenReport
     parameters: ParameterCounts
     held_out_loss: tuple[float, float] | None

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -13,10 +13,11 @@ from peft import PeftModel
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from milora.data.rows import list_files, load_training_rows
-from milora.data.templates import resolve_template
+from milora.data.templates import choose_template, resolve_template
 from milora.data.tokens import tokenize_rows
 from milora.method.errors import MiloraError
 from milora.method.loading import load_milora
+from milora.method.options import TemplateName
 from milora.models.base import load_model, load_tokenizer
 from milora.models.methods import Course, add_adapter, check_targets
 from milora.run.directory import RunDirectory, locate_run
@@ -32,10 +33,14 @@ Trained: TypeAlias = PreTrainedModel | PeftModel
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Token ids and labels of the rows to train on, and of the held-out ones, None if there are none."""
+    """Token ids and labels of the rows to train on, and of the held-out ones, None if there are none.
+
+    `template` is the one they became text with.
+    """
 
     train: datasets.Dataset
     held_out: datasets.Dataset | None
+    template: TemplateName
     report: TokenReport
 
 
@@ -96,25 +101,18 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
 
 
 def _tokenize(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    template, settings = resolve_template(recipe.data.template, lambda: tokenizer), recipe.training
-    train, held_out = load_training_rows(recipe.data)
+    settings, name = recipe.training, choose_template(recipe.data.template, lambda: tokenizer)
+    rows = load_training_rows(recipe.data)
     tokenize = partial(
         tokenize_rows,
-        template=template,
+        template=resolve_template(name, lambda: tokenizer),
         tokenizer=tokenizer,
         max_length=settings.max_length,
         loss_on=settings.loss_on,
     )
-    train, report = tokenize(train)
-    if not len(held_out):
-        return Rows(train, None, report)
-    held_out, _ = tokenize(held_out)
-    if not len(held_out):
-        raise MiloraError(
-            f"no held-out row has an answer within training.max_length={settings.max_length} tokens",
-            "raise training.max_length, or set data.validation_rows=0",
-        )
-    return Rows(train, held_out, report)
+    train, report = tokenize(rows.train)
+    held_out = tokenize(rows.held_out, what="held-out rows")[0] if len(rows.held_out) else None
+    return Rows(train, held_out, name, replace(report, bad=rows.bad))
 
 
 def _start(
