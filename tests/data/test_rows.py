@@ -46,8 +46,8 @@ def test_local_files(tmp_path, suffix):
 
 def test_no_row_need_be_held_out(tmp_path):
     section = DataSection(name=_write(tmp_path, "jsonl"), question_column="q", answer_column="a", validation_rows=0)
-    train, held_out = load_training_rows(section)
-    assert (len(train), len(held_out)) == (10, 0)
+    rows = load_training_rows(section)
+    assert (len(rows.train), len(rows.held_out)) == (10, 0)
 
 
 def test_wrong_columns_are_listed(tmp_path):

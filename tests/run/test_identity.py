@@ -25,7 +25,7 @@ OTHER = [
     ["data.on_bad_row=drop"],
     ["training.learning_rate=1e-4"],
     ["training.batch_size=8"],
-    ["model.dtype=float32"],
+    ["model.dtype=bfloat16"],
 ]
 
 
@@ -121,8 +121,8 @@ def test_a_models_files_count_by_their_content(tmp_path, root):
 def test_runs_of_another_version_are_refused(root):
     run = create_run(locate(load_recipe("quickstart"), root))
     assert open_run(run.path) == run
-    run.write(Identity(FORMAT - 1, "00000000"))  # in which a recipe without data.template meant alpaca
-    with pytest.raises(MiloraError, match=r"another version of milora: its format is 2, and this version reads 3"):
+    run.write(Identity(FORMAT - 1, "00000000"))
+    with pytest.raises(MiloraError, match=r"another version of milora: its format is 1, and this version reads 2"):
         open_run(run.path)
     (run.path / "identity.json").unlink()  # as the first version left it, with keys that are gone
     (run.path / "recipe.yaml").write_text("name: old\ndata: {prompt: plain}\n")

@@ -70,8 +70,8 @@ def load_training_rows(section: DataSection) -> TrainingRows:
     _check_hub_keys(section)
     if section.name == EMBEDDED:
         train = write_problems("train", section.rows or EMBEDDED_ROWS["train"])
-        held_out = write_problems("validation", section.validation_rows) if section.validation_rows else []
-        return TrainingRows(_as_table(train), _as_table(held_out))
+        problems = write_problems("validation", section.validation_rows) if section.validation_rows else []
+        return TrainingRows(_as_table(train), _as_table(problems))
     if section.name in NAMED_SETS:
         rows = _as_table(_read_training_split(section.name, section.data_dir, reader))
         if "validation" in NAMED_SETS[section.name].files:

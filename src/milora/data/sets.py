@@ -37,17 +37,24 @@ def _file(address: str, split: Split) -> dict[Split, dict[str, Any]]:
     return {split: {"path": "json", "data_files": address, "split": "train"}}
 
 
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    """Text, which may be empty: two of CodeAlpaca's answers are, and a published set stays as it is."""
+    return text_of(row, column, may_be_empty=True)
+
+
 def _read_gsm8k(row: Mapping[str, Any]) -> Conversation:
-    worked, _, number = text_of(row, "answer").rpartition("\n#### ")
+    worked, _, number = _cell(row, "answer").rpartition("\n#### ")
     worked = re.sub(r"<<.*?>>", "", worked)  # the calculator's annotations
-    return Conversation.of_turn(text_of(row, "question"), f"{worked}\nThe answer is: {number.strip()}")
+    return Conversation.of_turn(_cell(row, "question"), f"{worked}\nThe answer is: {number.strip()}")
 
 
 def _read_mawps(row: Mapping[str, Any]) -> Conversation:
-    equation, number = re.sub(r"^[xX]=", "", text_of(row, "equation")).replace(".0", ""), row["ans"]
-    if not isinstance(number, int | float):
-        raise BadRowError(f"column ans is {describe(number)}, not a number")
-    return Conversation.of_turn(text_of(row, "original_text"), f"{equation} = {number:g}. The answer is: {number:g}")
+    equation = re.sub(r"^[xX]=", "", _cell(row, "equation")).replace(".0", "")
+    try:
+        number = float(row["ans"])  # a few are written as text
+    except (TypeError, ValueError) as error:
+        raise BadRowError(f"column ans is {describe(row['ans'])}, not a number") from error
+    return Conversation.of_turn(_cell(row, "original_text"), f"{equation} = {number:g}. The answer is: {number:g}")
 
 
 def _read_math(row: Mapping[str, Any]) -> Conversation:
@@ -57,25 +64,25 @@ def _read_math(row: Mapping[str, Any]) -> Conversation:
 
 
 def _read_instruction(row: Mapping[str, Any]) -> Conversation:
-    given = "" if row["input"] is None else text_of(row, "input", may_be_empty=True)
-    question = text_of(row, "instruction")
-    return Conversation.of_turn(f"{question}\n{given}" if given else question, text_of(row, "output"))
+    given = "" if row["input"] is None else _cell(row, "input")
+    question = _cell(row, "instruction")
+    return Conversation.of_turn(f"{question}\n{given}" if given else question, _cell(row, "output"))
 
 
 def read_turn(question: str, answer: str) -> Read:
     """Return a reader of rows whose question and answer are in these columns."""
-    return lambda row: Conversation.of_turn(text_of(row, question), text_of(row, answer))
+    return lambda row: Conversation.of_turn(_cell(row, question), _cell(row, answer))
 
 
 def _read_humaneval(row: Mapping[str, Any]) -> Conversation:
     # The paper's prompt for code is not published, nor is PiSSA's outside its data; this is the plainest one.
-    prompt = text_of(row, "prompt")
+    prompt = _cell(row, "prompt")
     return Conversation.of_turn(
         f"Complete the following Python function.\n\n```python\n{prompt.strip()}\n```",
-        text_of(row, "canonical_solution"),
+        _cell(row, "canonical_solution"),
         prompt=prompt,
-        test=text_of(row, "test"),
-        entry_point=text_of(row, "entry_point"),
+        test=_cell(row, "test"),
+        entry_point=_cell(row, "entry_point"),
     )
 
 
