@@ -236,7 +236,15 @@ WRONG = {
         "truly",
         "the truth",
     ],
-    (TRUTH, "false"): ["not false", "It isn't false", "true, not false", "falsely", "hardly false", "false or true", "false?"],
+    (TRUTH, "false"): [
+        "not false",
+        "It isn't false",
+        "true, not false",
+        "falsely",
+        "hardly false",
+        "false or true",
+        "false?",
+    ],
     (ANSWERS, "answer3"): [
         "answer 13",
         "answer 31",
