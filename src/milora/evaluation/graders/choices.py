@@ -45,9 +45,12 @@ def corrected_choice(words: tuple[str, ...]) -> Callable[[str, str], Grade]:
             return None
         answer = affirmed[-1]
         for later in mentions[mentions.index(answer) + 1 :]:
-            if later.stance is (Stance.DENIED if later.choice == answer.choice else Stance.DOUBTED):
+            same = later.choice == answer.choice
+            if later.stance is (Stance.DENIED if same else Stance.DOUBTED):
                 return None
-        return None if TAKEN_BACK.search(text, mentions[-1].end) else answer.choice
+            if later.stance is Stance.MENTIONED and not same and not answer.announced:
+                return None
+        return None if TAKEN_BACK.search(text[mentions[-1].end :]) else answer.choice
 
     def grade(completion: str, gold: str) -> Grade:
         answer = read(completion)

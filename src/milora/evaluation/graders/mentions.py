@@ -9,13 +9,13 @@ CARDINALS = ("one", "two", "three", "four", "five")
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 SUFFIXES = ("st", "nd", "rd", "th", "th")
 # What may follow a number that names a choice; "answer 3 kg" and "answer 3 or 4" name none.
-VERBS = r"is|was|are|seems|makes?|fits|would|does|doesn't|can|cannot|has|beats|might|may|could|wouldn't|will|must"
+VERBS = r"is|works|was|are|seems|makes?|fits|would|does|doesn't|can|cannot|has|beats|might|may|could|wouldn't|will|must"
 LINKS = r"because|since|as|so|or|and|nor|but|not|rather|instead|than|if|unless|over|to|versus|vs|unlike|was"
 FOLLOWS = rf"(?![\w%°$€])(?!['\"*)\]}}]*(?:\s*[.,/&+-]\s?\d|\s(?:or|and|to)\s\d|\s(?!(?:{VERBS}|{LINKS})\b)[\w%°$€]))"
 
 ANNOUNCED = re.compile(
     r"(?:(?<!in)\b(?:correct|right|best|final|(?<!least )likely|plausible)\s+|\b(?:the|my)\s+|^\W*|[.\n]\W*)"
-    r"(?:answer|choice|option|solution|ending)(?:\s+is|\s+would be)?\s*(?::|\bis\b|\bbe\b)?:?\W*(?:option |the )?$",
+    r"(?:answer|choice|option|solution|ending)\s*(?::|\bis\b|\b(?:would|must|should) be\b):?\W*(?:option |the )?$",
     re.IGNORECASE,
 )
 CORRECTS = re.compile(
@@ -24,37 +24,50 @@ CORRECTS = re.compile(
     re.IGNORECASE,
 )
 TAKEN_BACK = re.compile(
-    r"\b(?:wait|actually|scratch that|never mind|on second thought)\b|\bno\b[,.]|\bi disagree\b", re.IGNORECASE
+    r"\b(?:wait|actually|scratch that|never mind|on second thought|hmm|i disagree)\b|\bno\b[,.]"
+    r"|^[^\w?]*(?:it|this|that|which)(?:['’]s| is| was) (?:not|wrong|incorrect|false)\b|^[^\w?]*(?:it|this|that|which) \w+n['’]t\b",
+    re.IGNORECASE,
 )
-# A clause begins after one of these, and ends before.
-CLAUSE = re.compile(
-    r"[.,;:!?\n]|\s[-–—]\s|—|(?<!anything )\bbut\b|\b(?:because|since|so|while|whereas|although)\b", re.IGNORECASE
+# A clause begins after one of these; after a choice it ends before one of these, or of the words that give a reason.
+BOUNDARY = re.compile(r"(?<!\bvs)\.|[,;:!?\n()]|\s[-–—]\s|—")
+END = re.compile(
+    BOUNDARY.pattern + r"|\b(?:because|since|as|so|than|but|and|rather|instead|while|whereas|although|that)\b",
+    re.IGNORECASE,
 )
-CERTAIN = re.compile(r"\b(?:no|without a|without any) (?:doubt|question)\b|\bnot only\b", re.IGNORECASE)
+# The words of a clause that states its choice. With any other word, the clause only mentions it.
+STATING = frozenset(
+    "the my our correct right best better final most more likely plausible probable sensible logical appropriate suitable"
+    " answer choice option solution ending one is are was be would must i d ll choose pick select go with think believe say"
+    " it this that s statement claim there so therefore thus hence and yes no well clearly definitely certainly obviously"
+    " boxed text makes make sense fits fit works seems looks sounds am sure confident indeed absolutely should use we you"
+    " safer easier practical prefer m".split()
+)
+# Phrases that change nothing.
+NEUTRAL = re.compile(
+    r"\b(?:no|without a|without any) (?:doubt|question)\b|\b(?:to|for) (?:the|this) question\b|\bin (?:this case|my opinion)\b"
+    r"|\b(?:according to|based on|from) the \w+\b|\bthe way to go\b|\bhere\b",
+    re.IGNORECASE,
+)
 DENIED_BEFORE = re.compile(
     r"\b(?:not|never|neither|nor|cannot|no|none|nothing|without|wrong|incorrect|false|mistake|worst|myth|misconception"
-    r"|except|excluding|than|over|unlike|beats|instead of|anything but|opposite of|far from|hardly|rarely|partly"
-    r"|partially|half|almost|nearly|least|less|eliminate|rule out|reject|exclude|disagree|avoid|discard"
-    r"|some|others|they|people|many|would say)\b|n['’]t\b|[✗✘❌❎]",
+    r"|except|excluding|than|over|unlike|beats|instead of|rather than|anything but|opposite of|far from|hardly|least|less"
+    r"|eliminate|rule out|reject|exclude|disagree|avoid|discard|some|others|they|people|many)\b|n['’]t\b"
+    r"|[✗✘❌❎]",
     re.IGNORECASE,
 )
 DOUBTED_BEFORE = re.compile(
-    r"\b(?:maybe|perhaps|possibly|might|may|could|whether|if|unless|otherwise|either|both|between"
+    r"\b(?:or|maybe|perhaps|possibly|might|may|could|whether|if|unless|otherwise|either|both|between"
     r"|is (?:it|this|that))\b",
     re.IGNORECASE,
 )
 CLOSE = r"['\"”*_)\]}]*"
-FILLERS = (
-    r"(?:(?:is|was|are|seems?|looks?|sounds?|can|could|would|be|has|have|will|both|also|clearly|obviously|definitely"
-    r"|simply|just|the|a|an|very|much|far|more|quite)\s+)*"
-)
 DENIED_AFTER = re.compile(
-    rf"{CLOSE}(?:\s+{FILLERS}(?:not|never|no|wrong|incorrect|false|unlikely|implausible|impossible|improbable|out|worse"
-    r"|less|least|bad|ruled|eliminated|excluded|rejected|cannot|makes? (?:no|little|less)|fails?|lacks?|was my first"
-    r"|(?:do|does|did) not|\w+n['’]t)\b|\s*[(:–—-]\s*(?:wrong|incorrect|no)\b|\s*[✗✘❌❎])",
+    r"\b(?:not|never|no|wrong|incorrect|false|unlikely|implausible|impossible|improbable|worse|worst|less|least|little"
+    r"|bad|poor|out|eliminated|excluded|rejected|cannot|fails?|lacks?|was my first)\b|n['’]t\b|[✗✘❌❎]",
     re.IGNORECASE,
 )
-DOUBTED_AFTER = re.compile(rf"{CLOSE}(?:\?|-ish\b|\s+(?:if|unless|or not|or|might|may|could)\b)", re.IGNORECASE)
+DENIED_NEXT = re.compile(rf"{CLOSE}\s*[(:–—-]\s*(?:(?:wrong|incorrect|no|unlikely|less)\b|it is not\b)", re.IGNORECASE)
+DOUBTED_AFTER = re.compile(rf"{CLOSE}(?:\?|-ish\b|:\s?\d|\s+(?:if|unless|or|might|may|could)\b)", re.IGNORECASE)
 JOINED = re.compile(r"[^\w.;:!?]*(or|and|nor|to|and/or|and also|as well as|or the|and the)?[^\w.;:!?]*", re.IGNORECASE)
 
 
@@ -64,6 +77,7 @@ class Stance(Enum):
     AFFIRMED = 1
     DENIED = 2
     DOUBTED = 3
+    MENTIONED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +112,11 @@ def _spellings(word: str) -> str:
 def find_mentions(pattern: re.Pattern[str], text: str) -> list[Mention]:
     """Return the choices that the pattern's groups find, in order, each with what the text says of it."""
     found = list(pattern.finditer(text))
-    starts = [0, *(match.end() for match in found)]
+    edges = [0, *(edge for match in found for edge in match.span()), len(text)]
+    between = [text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
     stances = [
-        _stance(text[start : match.start()], text[match.end() :]) for start, match in zip(starts, found, strict=False)
+        _stance(before, after, own=str(match.lastgroup))
+        for match, (before, after) in zip(found, pairwise(between), strict=True)
     ]
     for i, (one, other) in enumerate(pairwise(found)):
         joined = JOINED.fullmatch(text[one.end() : other.start()])
@@ -114,12 +130,17 @@ def find_mentions(pattern: re.Pattern[str], text: str) -> list[Mention]:
     return mentions
 
 
-def _stance(before: str, after: str) -> Stance:
-    """The stance of a text toward a choice, from what is between it and the choice before, and from what follows."""
-    clause = CERTAIN.sub("", CLAUSE.split(before)[-1])
-    if DENIED_BEFORE.search(clause) or DENIED_AFTER.match(after):
+def _stance(before: str, after: str, own: str) -> Stance:
+    """The stance of a text toward a choice, from what is between it and the choices beside it."""
+    opening = re.sub(r"^\W*(?:but|so|and)\b", "", BOUNDARY.split(NEUTRAL.sub("", before))[-1], flags=re.IGNORECASE)
+    closing = END.split(NEUTRAL.sub("", after))[0]
+    if DENIED_BEFORE.search(opening) or DENIED_AFTER.search(closing) or DENIED_NEXT.match(after):
         return Stance.DENIED
-    return Stance.DOUBTED if DOUBTED_BEFORE.search(clause) or DOUBTED_AFTER.match(after) else Stance.AFFIRMED
+    if DOUBTED_BEFORE.search(opening) or DOUBTED_AFTER.match(after):
+        return Stance.DOUBTED
+    # What follows "the correct answer is …" may be anything.
+    words = re.findall(r"\w+", (opening if ANNOUNCED.search(before) else f"{opening} {closing}").lower())
+    return Stance.AFFIRMED if STATING.issuperset({*words} - {own[-1]}) else Stance.MENTIONED
 
 
 def _stances_together(first: Stance, second: Stance, *, has_word: bool) -> list[Stance]:
