@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable
 
 from milora.evaluation.graders.grade import Grade
-from milora.evaluation.graders.mentions import TAKEN_BACK, Stance, find_mentions, mention_pattern
+from milora.evaluation.graders.mentions import find_mentions, mention_pattern
 from milora.evaluation.graders.numbers import NEXT_PROMPT
 from milora.evaluation.graders.plain import STRUCK_OUT, TAGS
+from milora.evaluation.graders.stance import TAKEN_BACK, Stance
 
 
 def official_choice(words: tuple[str, ...]) -> Callable[[str, str], Grade]:

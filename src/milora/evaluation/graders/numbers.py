@@ -92,7 +92,7 @@ def extract_answer(text: str) -> Quantity | None:
     if answer is None or reason is None:
         return answer
     why = reason["because"] or reason["inside"]
-    if is_doubtful(re.sub(r"[\d$=+*/×÷·−–-]+", " ", why)):
+    if is_doubtful(_words(why)):
         return None
     last = _sole(why.rpartition("=")[2].rstrip(") ")) if "=" in why else answer
     return answer if last is not None and last.value == answer.value else None
@@ -101,11 +101,16 @@ def extract_answer(text: str) -> Quantity | None:
 def _read(text: str) -> Quantity | None:
     """Read the last side of an equation, or a text without one."""
     *before, side = re.split(r"(?<!!)=", text)
-    if re.search(r"[,;]|\band\b|[<>~/!]$", "=".join(before)):
+    # "In total, 4 + 6 = 10" is one equation, "x = 5, y = 72" are two.
+    if re.search(r"[=\d].*(?:[,;]|\band\b)|[<>~/!]$", "=".join(before)) or is_doubtful(_words(" ".join(before))):
         return None
     answer = _sole(side)
     known = [_sole(item) for item in before if not re.search("[a-z]", item)]
     return None if any(item and answer and item.value != answer.value for item in known) else answer
+
+
+def _words(equation: str) -> str:
+    return re.sub(r"[^a-z'’]+", " ", equation, flags=re.IGNORECASE)
 
 
 def _sole(text: str) -> Quantity | None:

@@ -10,7 +10,7 @@ TAGS = re.compile(r"</?(?:b|i|em|strong|u|code|answer|span|p|br) ?/?>", re.IGNOR
 DRESS = re.compile(r"\\(?:boxed|text\w*|math\w*|left|right|displaystyle|quad|[()\[\]{}$%;:! ])")
 SIGNS = {r"\times": "×", r"\cdot": "·", r"\div": "÷"}
 # Abbreviations whose period does not end a sentence.
-END = re.compile(r"(?<!\bNo)(?<!\bno)(?<!\bRs)([.!?])(?: |$)")
+END = re.compile(r"(?<!\b(?:No|no|Rs|Mr|Ms|Dr|St|sq|ft))(?<!\bMrs)([.!?])(?: |$)")
 # A next sentence that takes the answer back, or an answer that was only the number of a list's item.
 TAKEN_BACK = re.compile(
     r"\W*(?:no[,.:;!]|(?:no (?:wait|it|that)|nope|wait|actually|sorry|oops|hmm|correction|scratch)\b|\d)"
@@ -18,17 +18,17 @@ TAKEN_BACK = re.compile(
 
 
 def first_sentence(text: str) -> str:
-    """Undress the first sentence; empty if it is a question, crossed out, taken back, or in unknown LaTeX."""
+    """Undress the first sentence; empty if it is a question, crossed out, taken back, or in unknown LaTeX.
+
+    It is empty as well if the line goes on with an equation, which may be what is meant.
+    """
     line, _, later = text.strip().partition("\n")
     line = _undress(line)
     sentence, *ended = END.split(line, maxsplit=1)
     mark, rest = ended or ("", "")
     retracted = TAKEN_BACK.match(rest.lower()) or TAKEN_BACK.match(re.sub(r"\d", "", later).lower())
-    return (
-        ""
-        if mark == "?" or retracted or STRUCK.search(line) or re.search(r"\\[a-z]", line, re.IGNORECASE)
-        else sentence
-    )
+    unreadable = STRUCK.search(line) or re.search(r"\\[a-z]", line, re.IGNORECASE)
+    return "" if mark == "?" or "=" in rest or retracted or unreadable else sentence
 
 
 def _undress(line: str) -> str:
