@@ -8,6 +8,7 @@ from milora.evaluation.graders.stance import ANNOUNCED, CORRECTS, Stance, stance
 
 CARDINALS = ("one", "two", "three", "four", "five")
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
+NEARBY = 100  # characters before a choice that may announce it; the expressions are slow on long texts
 SUFFIXES = ("st", "nd", "rd", "th", "th")
 # What may follow a number that names a choice; "answer 3 kg" and "answer 3 or 4" name none.
 VERBS = r"is|works|was|are|seems|makes?|fits|would|does|doesn't|can|cannot|has|beats|might|may|could|wouldn't|will|must"
@@ -61,7 +62,7 @@ def find_mentions(pattern: re.Pattern[str], text: str) -> list[Mention]:
             stances[i : i + 2] = _stances_together(stances[i], stances[i + 1], has_word=bool(joined[1]))
     mentions = []
     for match, stance in zip(found, stances, strict=True):
-        before = text[: match.start()]
+        before = text[max(match.start() - NEARBY, 0) : match.start()]
         announced, corrects = bool(ANNOUNCED.search(before)), bool(CORRECTS.search(before))
         mentions.append(Mention(str(match.lastgroup), match.end(), stance, announced, corrects))
     return mentions
