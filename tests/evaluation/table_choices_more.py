@@ -585,6 +585,8 @@ WRONG = {
         "option 2 does not fit; option 1",
         "option 2 times",
         "Option 20",
+        "If it rains, option2",
+        "Were it cold, option 2",
         "no option 2",
         "except option 2",
         "If option2 were right, it would rain",

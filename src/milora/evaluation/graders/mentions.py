@@ -8,7 +8,7 @@ from milora.evaluation.graders.stance import ANNOUNCED, CORRECTS, Stance, stance
 
 CARDINALS = ("one", "two", "three", "four", "five")
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
-NEARBY = 100  # characters before a choice that may announce it; the expressions are slow on long texts
+NEARBY = 100  # characters that may announce a choice or join two; the expressions are slow on long texts
 SUFFIXES = ("st", "nd", "rd", "th", "th")
 # What may follow a number that names a choice; "answer 3 kg" and "answer 3 or 4" name none.
 VERBS = r"is|works|was|are|seems|makes?|fits|would|does|doesn't|can|cannot|has|beats|might|may|could|wouldn't|will|must"
@@ -57,7 +57,7 @@ def find_mentions(pattern: re.Pattern[str], text: str) -> list[Mention]:
         for match, (before, after) in zip(found, pairwise(between), strict=True)
     ]
     for i, (one, other) in enumerate(pairwise(found)):
-        joined = JOINED.fullmatch(text[one.end() : other.start()])
+        joined = JOINED.fullmatch(text, one.end(), other.start()) if other.start() - one.end() < NEARBY else None
         if joined and one.lastgroup != other.lastgroup:
             stances[i : i + 2] = _stances_together(stances[i], stances[i + 1], has_word=bool(joined[1]))
     mentions = []

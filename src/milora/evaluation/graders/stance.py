@@ -58,6 +58,7 @@ DOUBTED_BEFORE = re.compile(
     r"|is (?:it|this|that))\b",
     re.IGNORECASE,
 )
+CONDITION = re.compile(r"\W*(?:if|unless|had|were|should)\b", re.IGNORECASE)  # it opens a sentence
 CLOSE = r"['\"”*_)\]}]*"
 DENIED_AFTER = re.compile(
     r"\b(?:not|never|no|wrong|incorrect|false|unlikely|implausible|impossible|improbable|worse|worst|less|least|little"
@@ -83,8 +84,12 @@ def stance_of(before: str, after: str, own: str) -> Stance:
     closing = END.split(NEUTRAL.sub("", after))[0]
     if DENIED_BEFORE.search(opening) or DENIED_AFTER.search(closing) or DENIED_NEXT.match(after):
         return Stance.DENIED
-    if DOUBTED_BEFORE.search(opening) or DOUBTED_AFTER.match(after):
+    if (
+        CONDITION.match(re.split(r"[.!?\n]", before)[-1])
+        or DOUBTED_BEFORE.search(opening)
+        or DOUBTED_AFTER.match(after)
+    ):
         return Stance.DOUBTED
     # What follows "the correct answer is …" may be anything.
-    words = re.findall(r"\w+", (opening if ANNOUNCED.search(before) else f"{opening} {closing}").lower())
+    words = re.findall(r"\w+", (opening if ANNOUNCED.search(before[-100:]) else f"{opening} {closing}").lower())
     return Stance.AFFIRMED if STATING.issuperset({*words} - {own[-1]}) else Stance.MENTIONED
