@@ -45,7 +45,7 @@ CHOICES = {
         ("answer12", "answer1", True, False),
         ("answer33", "answer3", True, False),
         ("Answer3", "answer3", False, True),
-        ("answer 3", "answer3", False, False),
+        ("answer 3", "answer3", False, True),
         ("3", "answer3", False, False),
         ("A3", "answer3", False, False),
         ("answer1 or answer2", "answer1", True, False),

@@ -75,7 +75,7 @@ def test_scores_say_what_they_are(run):
     for grader, metric in scores.metrics.items():
         assert metric.value == sum(sample.grades[grader].score for sample in samples) / 6
     assert scores.environment.versions["lm-eval"]
-    assert scores.settings.version == "2" and "{question}" in scores.settings.prompt
+    assert scores.settings.version == "3" and "{question}" in scores.settings.prompt
 
 
 def test_other_settings_are_scored_beside_and_the_same_ones_are_read(run):

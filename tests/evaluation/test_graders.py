@@ -9,6 +9,7 @@ from milora.evaluation.graders.choices import corrected_choice, official_choice
 from milora.evaluation.graders.grade import Grade, grade_within
 from milora.evaluation.graders.mathematics import corrected_mathematics, last_boxed, official_mathematics
 from milora.evaluation.graders.numbers import corrected_number, official_number
+from tests.evaluation import table_choices_more, table_numbers_more
 from tests.evaluation.table_choices import CHOICES
 from tests.evaluation.table_mathematics import MATHEMATICS
 from tests.evaluation.table_numbers import NUMBERS
@@ -39,9 +40,42 @@ def test_mathematics(grader, column):
     assert not Path("/tmp/milora-was-here").exists()
 
 
+def _is_right_number(stated, gold):
+    gold = gold if "The answer is:" in gold else f"2 + 2 = 5.\nThe answer is: {gold}"
+    return corrected_number(f"The answer is: {stated}", gold).score
+
+
+def _is_right_choice(completion, words, gold):
+    return corrected_choice(words)(completion, f"the correct answer is {gold}").score
+
+
+@pytest.mark.parametrize("gold", table_numbers_more.WRONG)
+def test_no_near_miss_counts_as_the_right_number(gold):
+    assert not [text for text in table_numbers_more.WRONG[gold] if _is_right_number(text, gold)]
+
+
+@pytest.mark.parametrize(("words", "gold"), table_choices_more.WRONG)
+def test_no_near_miss_counts_as_the_right_choice(words, gold):
+    assert not [text for text in table_choices_more.WRONG[words, gold] if _is_right_choice(text, words, gold)]
+
+
+def test_right_answers_are_accepted_however_they_are_phrased():
+    numbers = [(text, gold) for gold, texts in table_numbers_more.RIGHT.items() for text in texts]
+    refused = [row for row in numbers if not _is_right_number(*row)]
+    assert [text for text, _ in refused] == ["7 (dozen)"]
+    choices = [(text, *key) for key, texts in table_choices_more.RIGHT.items() for text in texts]
+    assert not [row for row in choices if not _is_right_choice(*row)]
+
+
 def test_the_corrected_grader_is_the_stricter_one_where_it_matters():
-    rows = [*NUMBERS, *MATHEMATICS, *(row for table in CHOICES.values() for row in table)]
-    assert sum(official and not corrected for _, _, official, corrected in rows) > 60
+    """Of the wrong answers, the official graders count many as right, and the corrected ones none."""
+    numbers = [(row[0], f"The answer is: {row[1]}") for row in NUMBERS if not row[3]]
+    assert sum(official_number(*row).score for row in numbers) > 100
+    assert sum(corrected_number(*row).score for row in numbers) == 0
+    for words, rows in CHOICES.items():
+        choices = [row[:2] for row in rows if not row[3]]
+        assert sum(official_choice(words)(*row).score for row in choices) > 0
+        assert sum(corrected_choice(words)(*row).score for row in choices) == 0
 
 
 def _never_ends(completion, gold):

@@ -1,19 +1,13 @@
-"""A choice among words, such as answer1 … answer5: as LLM-Adapters reads it, and the one that is stated last."""
+"""A choice among words, such as answer1 … answer5: as LLM-Adapters reads it, and the one that is stated."""
 
 import re
 from collections.abc import Callable
-from itertools import pairwise
 
 from milora.evaluation.graders.grade import Grade
+from milora.evaluation.graders.mentions import find_mentions, mention_pattern
 from milora.evaluation.graders.numbers import NEXT_PROMPT
-
-JOINED = re.compile(r"[^\w.;:!?]*(?:or|and|nor|to)?[^\w.;:!?]*", re.IGNORECASE)
-CLAUSE = re.compile(r"[.,;:!?\n]|\bbut\b", re.IGNORECASE)
-NEGATED_BEFORE = re.compile(r"(?:\b(?:not|never|neither|nor|cannot|no)|n['’]t)\b(?:\W+\w+){0,3}\W*$", re.IGNORECASE)
-NEGATED_AFTER = re.compile(
-    r"['\"*)]*(?:\s(?:is|was|are|seems|can|could|would|be|clearly|also)){0,3}(?:\s(?:not|wrong|incorrect)|n['’]t)\b",
-    re.IGNORECASE,
-)
+from milora.evaluation.graders.plain import STRUCK_OUT, TAGS
+from milora.evaluation.graders.stance import TAKEN_BACK, Stance
 
 
 def official_choice(words: tuple[str, ...]) -> Callable[[str, str], Grade]:
@@ -31,40 +25,39 @@ def official_choice(words: tuple[str, ...]) -> Callable[[str, str], Grade]:
 
 
 def corrected_choice(words: tuple[str, ...]) -> Callable[[str, str], Grade]:
-    """Grade by the choice that is stated last, as a whole word; after "the correct answer is" if that is said.
+    """Grade by the choice that is stated: answer3, "answer 3", "Answer (3)", "the third answer".
 
-    A negated choice does not count, nor does one of several that are given as alternatives.
+    Each mention is affirmed, denied, or in doubt. If several choices are affirmed, the last one counts that is
+    announced as the answer ("the correct answer is …") or corrects an earlier one ("wait, …"); without such words none
+    counts. An answer that is denied later, followed by doubt about another choice, or taken back counts as none.
     """
-    either = "|".join(words)
-    word = re.compile(rf"\b({either})\b", re.IGNORECASE)
-    stated = re.compile(rf"\bcorrect answer is:? *\W?({either})\b", re.IGNORECASE)
+    pattern = mention_pattern(words)
 
     def read(completion: str) -> str | None:
-        text = completion.split(NEXT_PROMPT)[0]
-        found = list(word.finditer(text))
-        said = {match.start(1) for match in stated.finditer(text)}
-        kept = [i for i, match in enumerate(found) if not _is_negated(text, match)]
-        kept = [i for i in kept if found[i].start() in said] or kept
-        if not kept:
+        text = TAGS.sub("", STRUCK_OUT.sub(" ", completion.split(NEXT_PROMPT)[0]))
+        mentions = find_mentions(pattern, text)
+        affirmed = [item for item in mentions if item.stance is Stance.AFFIRMED]
+        if len({item.choice for item in affirmed}) > 1:
+            last = affirmed[-1]
+            announced = [item for item in affirmed if item.announced]
+            corrected = announced and any(item.corrects for item in affirmed[affirmed.index(announced[-1]) + 1 :])
+            affirmed = [last] if last.corrects else [] if corrected else announced
+        if not affirmed:
             return None
-        last = kept[-1]
-        answer = found[last][1].lower()
-        # Its neighbors on both sides, each with the text in between.
-        for one, other in pairwise(found[max(last - 1, 0) : last + 2]):
-            if JOINED.fullmatch(text[one.end() : other.start()]) and one[1].lower() != other[1].lower():
+        answer = affirmed[-1]
+        for later in mentions[mentions.index(answer) + 1 :]:
+            same = later.choice == answer.choice
+            if later.stance is (Stance.DENIED if same else Stance.DOUBTED):
                 return None
-        return answer
+            if later.stance is Stance.MENTIONED and not same and not answer.announced:
+                return None
+        return None if TAKEN_BACK.search(text[mentions[-1].end :]) else answer.choice
 
     def grade(completion: str, gold: str) -> Grade:
         answer = read(completion)
         return Grade(answer, float(answer is not None and answer == _gold(gold)))
 
     return grade
-
-
-def _is_negated(text: str, match: re.Match[str]) -> bool:
-    clause = CLAUSE.split(text[: match.start()])[-1]
-    return bool(NEGATED_BEFORE.search(clause) or NEGATED_AFTER.match(text[match.end() :]))
 
 
 def _gold(text: str) -> str:
