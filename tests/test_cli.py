@@ -39,6 +39,14 @@ def test_run_trains_evaluates_exports_and_reports(finished, small_model):
     assert drift(exported, logits_of(milora.load_milora(base, run / "adapter"))) < 1e-5
 
 
+def test_a_run_says_what_it_trains_on_and_how_to_load_the_result(finished):
+    done, run = finished
+    assert "training on 64 rows, 8 held out; " in done.stderr and "8 steps of 4 rows; template plain" in done.stderr
+    (example,) = [line for line in done.stderr.splitlines() if line.startswith("first row: ")]
+    assert example.startswith("first row: 'Question: ") and "Answer:⟦ " in example and example.endswith("<|im_end|>⟧'")
+    assert f"load     PeftModel.from_pretrained(base, '{run}/export/lora')" in done.stdout
+
+
 def test_report_is_one_page_with_pictures_and_its_caveat(finished):
     _, run = finished
     page = (run / "report.html").read_text()

@@ -242,6 +242,7 @@ def run_(
     if finished is not None:
         typer.echo(format_table(finished.scores))
         typer.echo(f"exported {finished.exported}\nreport   {finished.report}")
+        typer.echo(f"load     {finished.how_to_load}")
 
 
 @app.command("runs")

@@ -33,10 +33,11 @@ from milora.training.train import train
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What the main job leaves: all scores, the exported adapter or model, and the report."""
+    """What the main job leaves: all scores, the exported adapter or model, how to load that, and the report."""
 
     scores: list[Scores]
     exported: Path
+    how_to_load: str
     report: Path
 
 
@@ -99,7 +100,10 @@ def run_all(run: RunDirectory) -> Finished | None:
             run.write(Spectra(measure_spectra(load_model(run.recipe.model))))
         form: Export = "merged" if run.recipe.adapter.method == "full" else "lora"
         exported = export_run(run, form, run.export(form))
-        return Finished(scores, exported, write_report(run, scores))
+        load = f"AutoModelForCausalLM.from_pretrained({str(exported)!r})"
+        if form == "lora":
+            load = f"PeftModel.from_pretrained(base, {str(exported)!r})  # peft; base: {run.recipe.model.name}"
+        return Finished(scores, exported, load, write_report(run, scores))
 
 
 def compare(grid: Grid, *, jobs: int, scheduler: Scheduler, gpus: float) -> Compared:

@@ -35,12 +35,15 @@ def tokenize_rows(
         encoded = template.encode(tokenizer, Conversation.from_row(row))
         ids, trained = encoded.ids[:max_length], encoded.trained[:max_length]
         labels = [token if keep or loss_on == "all" else IGNORED for token, keep in zip(ids, trained, strict=True)]
-        return {"input_ids": ids, "labels": labels, "length": len(encoded.ids)}
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "length": len(encoded.ids),
+            "trained": sum(label != IGNORED for label in labels),
+        }
 
     encoded = rows.map(encode, remove_columns=rows.column_names, load_from_cache_file=False)
-    kept = encoded.filter(
-        lambda labels: any(label != IGNORED for label in labels), input_columns="labels", load_from_cache_file=False
-    )
+    kept = encoded.filter(lambda trained: trained > 0, input_columns="trained", load_from_cache_file=False)
     if not len(kept):
         lengths = sorted(encoded["length"])
         raise MiloraError(
@@ -51,8 +54,9 @@ def tokenize_rows(
     report = TokenReport(
         rows=len(encoded),
         tokens=sum(map(len, kept["input_ids"])),
+        trained=sum(kept["trained"]),
         truncated=sum(length > max_length for length in kept["length"]),
         dropped=len(encoded) - len(kept),
         bad=0,
     )
-    return kept.remove_columns("length"), report
+    return kept.remove_columns(["length", "trained"]), report

@@ -3,12 +3,15 @@
 import importlib.util
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel, PeftType
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from milora.method.disk.conversion import is_residual_model
 from milora.method.disk.shards import COMPANIONS
 from milora.method.errors import MiloraError
 from milora.method.layers import MARKS
@@ -31,25 +35,43 @@ def load_model(section: ModelSection) -> PreTrainedModel:
     """Load a causal language model in the section's dtype, quantized as it says.
 
     Raises:
-        MiloraError: the model does not exist, or cannot be loaded.
+        MiloraError: the model does not exist, is not a causal language model, or lacks a weight, which transformers
+            would draw at random.
     """
     name = resolve_model(section.name)
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    options = _quantize(section)
+    with _named(section.name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=section.revision,
             dtype=getattr(torch, section.dtype),
             trust_remote_code=section.trust_remote_code,
-            **_quantize(section),
+            use_safetensors=True,  # never a pickle
+            output_loading_info=True,
+            **options,
         )
-    except (OSError, ValueError) as error:
-        raise _unavailable(section.name, error) from error
+    model: PreTrainedModel = loaded[0]
+    _check_whole(section.name, model, loaded[1])
     for part in model.modules():
         if type(part).__name__ == "Linear4bit":
             # On a CPU bitsandbytes would repack the weights at the first forward pass in eval mode, and from then on
             # no gradient passes through them.
             part.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model
+
+
+def _check_whole(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise MiloraError(
+            f"model {name!r} lacks {len(missing)} weights, {missing[0]} among them", "download or save the model again"
+        )
+    saved_as = [kind for kind in model.config.architectures or [] if kind.endswith(NOT_CAUSAL)]
+    if saved_as:
+        raise MiloraError(f"model {name!r} is a {saved_as[0]}, not a causal language model", "name a causal one")
+
+
+NOT_CAUSAL = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
 
 
 def _quantize(section: ModelSection) -> dict[str, Any]:
@@ -73,12 +95,11 @@ def _quantize(section: ModelSection) -> dict[str, Any]:
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer; a missing pad token becomes EOS, and masks tell the two apart."""
-    try:
+    name = resolve_model(section.name)
+    with _named(section.name):
         tokenizer = AutoTokenizer.from_pretrained(
-            resolve_model(section.name), revision=section.revision, trust_remote_code=section.trust_remote_code
+            name, revision=section.revision, trust_remote_code=section.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise _unavailable(section.name, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -113,12 +134,11 @@ def linear_names(section: ModelSection) -> list[str]:
 
 def load_skeleton(section: ModelSection) -> PreTrainedModel:
     """Build the model from its config alone, its weights on the meta device: names and shapes, no values."""
-    try:
+    name = resolve_model(section.name)
+    with _named(section.name):
         config = AutoConfig.from_pretrained(
-            resolve_model(section.name), revision=section.revision, trust_remote_code=section.trust_remote_code
+            name, revision=section.revision, trust_remote_code=section.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise _unavailable(section.name, error) from error
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return model
@@ -133,7 +153,7 @@ def locate_checkpoint(section: ModelSection) -> Path:
     name = resolve_model(section.name)
     if Path(name).is_dir():
         return Path(name)
-    try:
+    with _named(section.name):
         # Some repositories contain their weights a second time under these names.
         folder = snapshot_download(
             name,
@@ -141,18 +161,40 @@ def locate_checkpoint(section: ModelSection) -> Path:
             allow_patterns=["*.safetensors", *COMPANIONS],
             ignore_patterns=["*/*", "consolidated*"],
         )
-    except (OSError, ValueError) as error:
-        raise _unavailable(section.name, error) from error
     return Path(folder)
 
 
 def resolve_model(name: str) -> str:
-    """Return what transformers loads: the name itself, or the folder of the embedded model."""
-    return str(locate_embedded_model()) if name == EMBEDDED else name
+    """Return what transformers loads: the name itself, or the folder of the embedded model.
+
+    Raises:
+        MiloraError: a folder that does not exist, or that contains a residual model.
+    """
+    if name == EMBEDDED:
+        return str(locate_embedded_model())
+    folder = Path(name)
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or len(folder.parts) > 2):
+        raise _unavailable(name, "the folder does not exist")  # and no hub name looks so: it is not asked
+    if is_residual_model(folder):
+        raise MiloraError(
+            f"{name} is a residual model, W − s·B₀A₀, which means nothing without its adapter",
+            "name the model that it was made from; milora export --initial converts an adapter trained on it",
+        )
+    return name
 
 
-def _unavailable(name: str, error: Exception) -> MiloraError:
-    reason = str(error).strip().splitlines()[0]
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Whatever transformers raises about a model's files, with the model's name."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _unavailable(name, str(error).strip().splitlines()[0]) from error
+
+
+def _unavailable(name: str, reason: str) -> MiloraError:
     return MiloraError(
         f"model {name!r} cannot be loaded: {reason}",
         f"name a hub model, a local folder with config.json, or {EMBEDDED}",

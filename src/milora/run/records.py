@@ -7,13 +7,14 @@ from milora.method.options import TemplateName
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
-    """What tokenizing did: rows and tokens in all, rows cut at the length, rows dropped because no answer fitted.
+    """What tokenizing did: rows, tokens, and trained tokens; rows cut at the length, rows dropped as no answer fitted.
 
     `bad` rows could not be read, and were dropped before (data.on_bad_row).
     """
 
     rows: int
     tokens: int
+    trained: int
     truncated: int
     dropped: int
     bad: int

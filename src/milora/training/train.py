@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from milora.method.variant import keep_initial_factors
 from milora.models.methods import RankAllocation
 from milora.run.directory import RunDirectory
 from milora.run.launch import fail_together, is_main_process, wait_for_all
+from milora.training.announcement import announce
 from milora.training.arguments import make_arguments
 from milora.training.checkpoints import CompletionMark
 from milora.training.divergence import DivergenceGuard, check_trained
@@ -36,6 +38,8 @@ def train(run: RunDirectory, cache: Path | None = None) -> None:
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a run that was killed when all was written
         return
     prepared = prepare(run, cache)
+    if is_main_process():
+        print(announce(run.recipe, prepared), file=sys.stderr)
     trainer = _make_trainer(run, prepared)
     started = time.perf_counter()
     with keep_initial_factors():

@@ -57,17 +57,22 @@ def convert_adapter(path: Path, trained: Path, initial: Path, *, rank: int | Non
     return write_lora(path, combine_updates(state, adapter.config, updates, rank))
 
 
+def is_residual_model(folder: Path) -> bool:
+    """Whether `milora init --form residual` wrote this folder."""
+    return (folder / RECORD).is_file() and "adapter_sha256" in read_json(folder / RECORD)
+
+
 class _Adapter(NamedTuple):
     config: LoraConfig
     state: dict[str, Tensor]
 
 
 def _read_record(initial: Path) -> dict[str, Any]:
-    record = read_json(initial / RECORD) if (initial / RECORD).is_file() else {}
-    if "adapter_sha256" not in record:
+    if not is_residual_model(initial):
         raise MiloraError(
             f"{initial} is not a residual model", "pass the folder that milora init --form residual wrote"
         )
+    record: dict[str, Any] = read_json(initial / RECORD)
     weights = initial / ADAPTER / SAFETENSORS_WEIGHTS_NAME
     if not weights.is_file() or hash_file(weights) != record["adapter_sha256"]:
         raise MiloraError(
