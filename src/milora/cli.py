@@ -1,6 +1,7 @@
 """The commands, each a few lines that call the floors below."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -36,18 +37,15 @@ Runs = Annotated[Path, typer.Option("--runs", help="The folder that contains run
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from milora import __version__
-
-        typer.echo(f"milora {__version__}")
+        typer.echo(f"milora {version('milora')}")
         raise typer.Exit
 
 
+PrintVersion = typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+
+
 @app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
+def options(version: Annotated[bool, PrintVersion] = False) -> None:
     pass
 
 
@@ -58,15 +56,13 @@ def list_() -> None:
     from milora.run.launch import list_launchers
     from milora.run.recipe import list_recipes, load_recipe
 
-    typer.echo("Recipes, for milora run:")
-    for name in list_recipes():
-        typer.echo(f"  {name:<24} {load_recipe(name).description}")
-    typer.echo("\nComparisons, for milora compare:")
-    for name in list_comparisons():
-        typer.echo(f"  {name:<24} {load_comparison(name).description}")
-    typer.echo('\nLaunchers, for accelerate launch --config_file "$(milora launcher NAME)":')
-    for name, description in list_launchers().items():
-        typer.echo(f"  {name:<24} {description}")
+    shipped = {
+        "Recipes, for milora run:": {name: load_recipe(name).description for name in list_recipes()},
+        "Comparisons, for milora compare:": {name: load_comparison(name).description for name in list_comparisons()},
+        'Launchers, for accelerate launch --config_file "$(milora launcher NAME)":': list_launchers(),
+    }
+    for title, found in shipped.items():
+        typer.echo("\n".join([title, *(f"  {name:<24} {description}" for name, description in found.items()), ""]))
 
 
 @app.command()
