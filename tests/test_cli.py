@@ -1,6 +1,7 @@
 """The commands from end to end, and every bad input: two lines on stderr, exit code 2, no traceback."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -145,6 +146,14 @@ def test_runs_are_told_apart_by_what_differs(call, tmp_path):
     code, out, _ = call("runs", tmp_path)
     assert code == 0 and out.count("started") == 2 and out.count("seed=1") == 1 and "learning_rate" not in out
     assert "made by another version" in next(line for line in out.splitlines() if line.startswith("old"))
+
+
+@pytest.mark.parametrize(("policy", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(call, monkeypatch, policy, expected):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "restored afterwards")
+    monkeypatch.delenv("OMP_WAIT_POLICY") if policy is None else monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    call("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == expected
 
 
 def test_version_and_help(call):
