@@ -89,7 +89,7 @@ def is_scored(target: Target, section: EvaluationSection) -> bool:
 
 def locate_samples(target: Target, task: str, section: EvaluationSection) -> list[ScoreFolder]:
     """Return the folder of a task's scores and samples; of a group's average, those of its tasks."""
-    names = GROUPS.get(task) or [name for name in _list_tasks(target, section) if _title(name) == task]
+    names = GROUPS.get(task) or [name for name in _list_tasks(target, section) if _title(name) == _title(task)]
     return [_folder(target, name, section) for name in names]
 
 

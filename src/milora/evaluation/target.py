@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
@@ -13,11 +14,12 @@ from transformers import PreTrainedModel
 from milora.data.templates import choose_template
 from milora.method.errors import MiloraError
 from milora.method.export import replace_by_lora
+from milora.method.files import read_json
 from milora.method.layers import MARKS
 from milora.method.options import Dtype, Form, TemplateName
 from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.run.directory import NOTHING, Permissions, RunDirectory, is_run, open_run, run_of_checkpoint
-from milora.run.identity import hash_folder
+from milora.run.identity import hash_folder, hash_local
 from milora.run.recipe import ModelSection, Recipe
 from milora.run.records import TrainingRecord
 
@@ -57,7 +59,7 @@ class Target:
         content = self.model.model_dump(exclude_defaults=True) | {"dtype": self.model.dtype}
         if Path(self.model.name).is_dir():
             content["name"] = hash_folder(Path(self.model.name))
-        adapter = hash_folder(self.adapter) if self.adapter else None
+        adapter = _describe_adapter(self.adapter) if self.adapter else None
         text = json.dumps([content, adapter, self.form], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -131,6 +133,14 @@ def _target(run: RunDirectory, trained: Path) -> Target:
         recipe=run.recipe,
         template=template,
     )
+
+
+def _describe_adapter(folder: Path) -> list[dict[str, Any]]:
+    """The digests of an adapter's weights, and its config, in which PEFT writes a set in any order."""
+    weights = {path.name: hash_local(path) for path in sorted(folder.glob("*.safetensors"))}
+    config: dict[str, Any] = read_json(folder / CONFIG_NAME)
+    canonical = {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in config.items()}
+    return [weights, canonical]
 
 
 def _folder(path: Path) -> Path:
