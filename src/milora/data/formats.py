@@ -268,7 +268,8 @@ def _rank(reply: Row) -> float:
 def _read_prompt(row: Row) -> list[Conversation]:
     if isinstance(row["prompt"], Mapping) and "text" in row["prompt"]:
         return _read_tree(row)
-    raise BadRowError("column prompt has no answer beside it: no column completion or chosen")
+    columns = _list_columns(row)
+    raise BadRowError(f"column prompt has no answer beside it, completion or chosen; there are {columns}", NAME_COLUMNS)
 
 
 def _read_pair(question: str, answer: str) -> Callable[[Row], list[Conversation]]:
