@@ -121,7 +121,7 @@ def _sole(text: str) -> Quantity | None:
         return None
     answer = quantities[0]
     before, after = text[: answer.start], text[answer.end :]
-    # One is a pronoun as well: in words, a number opens the answer, and "one of them" is no number.
+    # "One" is also a pronoun: in words, a number opens the answer, and "one of them" is not a number.
     if answer.in_words and (re.search(r"\w", before) or re.match(r" of\b", after)):
         return None
     left = before + (re.sub(r"[^ (]", "", text[answer.start : answer.end])[:2] or " ") + "0" + after

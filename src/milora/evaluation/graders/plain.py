@@ -20,7 +20,7 @@ TAKEN_BACK = re.compile(
 def first_sentence(text: str) -> str:
     """Undress the first sentence; empty if it is a question, crossed out, taken back, or in unknown LaTeX.
 
-    It is empty as well if the line goes on with an equation, which may be what is meant.
+    It is also empty if the line continues with an equation, which may be what is meant.
     """
     line, _, later = text.strip().partition("\n")
     line = _undress(line)
