@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         is_slow = SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) or item.path.name in SLOW_FILES
         # A CPU without bfloat16 instructions takes seconds for a few small products.
-        if is_slow or ("bfloat16" in item.name and item.path.name == "test_same_everywhere.py"):
+        if is_slow or ("bfloat16" in item.name and item.path.name in ("test_same_everywhere.py", "test_methods.py")):
             item.add_marker(pytest.mark.slow)
 
 

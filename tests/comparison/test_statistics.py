@@ -58,6 +58,7 @@ def test_without_spread_over_items_the_crossed_test_is_the_paired_t_test_over_se
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_seed", [0.0, 0.3, 1.0])
 def test_new_seeds_at_no_difference_raise_no_more_false_alarms_than_stated(by_seed):
     rng = np.random.default_rng(2)
@@ -66,6 +67,7 @@ def test_new_seeds_at_no_difference_raise_no_more_false_alarms_than_stated(by_se
     assert np.mean([one.low < 0 < one.high for one in found]) >= 0.95 - 0.033
 
 
+@pytest.mark.slow
 def test_sign_flips_at_no_difference_hold_for_the_same_models_and_not_for_new_seeds():
     rng = np.random.default_rng(3)
 
@@ -77,6 +79,7 @@ def test_sign_flips_at_no_difference_hold_for_the_same_models_and_not_for_new_se
     assert alarms(1.0) > 0.2  # why the report has two columns
 
 
+@pytest.mark.slow
 def test_the_showable_difference_is_found_four_times_in_five():
     rng = np.random.default_rng(4)
     showable = np.mean([compare_pair(ARMS, draw(rng, 6), np.zeros((6, 40))).showable for _ in range(50)])
@@ -97,6 +100,7 @@ def test_holm_steps_down_and_never_decreases():
     assert correct_for_many([]) == []
 
 
+@pytest.mark.slow
 def test_holm_keeps_the_chance_of_any_false_alarm():
     rng = np.random.default_rng(5)
     assert np.mean([min(correct_for_many(list(rng.uniform(size=6)))) < 0.05 for _ in range(2000)]) <= 0.05 + 0.015

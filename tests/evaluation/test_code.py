@@ -90,6 +90,7 @@ def outcomes():
     return dict(zip(ROWS, zip(found[::2], found[1::2], strict=True), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_readings(outcomes, name):
     assert tuple(outcome.passed for outcome in outcomes[name]) == ROWS[name][1:], outcomes[name]

@@ -169,6 +169,7 @@ def test_padding_and_batches_do_not_change_a_completion(small_model):
         LocalBackend(model.train(), tokenizer, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("beams", "stops", "ends"), [(1, [], 0), (1, ["a", "is"], 0), (1, [], 2), (4, [], 0)])
 def test_saved_work_changes_no_completion(small_model, beams, stops, ends):
     """Against one `generate` over the whole batch, as the harness has it: rows that leave, prompts read once.

@@ -32,6 +32,7 @@ def test_choices(words):
         assert corrected_choice(words)(completion, gold).score == corrected, completion
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grader", "column"), [(official_mathematics, 2), (corrected_mathematics, 3)])
 def test_mathematics(grader, column):
     grades = grade_within(grader, [row[:2] for row in MATHEMATICS], SECONDS)
@@ -90,6 +91,7 @@ def _takes_all_memory(completion, gold):
     return Grade(completion, 1.0)
 
 
+@pytest.mark.slow
 def test_limits_cost_one_row_and_no_other():
     rows = [("a", ""), ("hang", ""), ("b", "")]
     assert [grade.score for grade in grade_within(_never_ends, rows, 1.0)] == [True, False, True]

@@ -63,6 +63,7 @@ def test_conv1d_and_biases(tmp_path, make, form):
     assert drift(logits_of(model.merge_and_unload()), trained) < 1e-5
 
 
+@pytest.mark.slow
 def test_export_needs_no_milora(small_model, load_small, tmp_path):
     model = train_briefly(add_milora(load_small(), use_rslora=True, rank_pattern={"q_proj": 3}))
     milora.save_milora_as_lora(tmp_path / "lora", model)

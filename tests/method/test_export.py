@@ -27,6 +27,7 @@ def _trainer(small_model, load_small, folder, **arguments):
     )
 
 
+@pytest.mark.slow
 def test_sft_trainer_trains_checkpoints_and_resumes(small_model, load_small, tmp_path):
     whole = _trainer(small_model, load_small, tmp_path / "whole")
     whole.train()
