@@ -4,7 +4,6 @@ accelerate shares a model out among accelerators alone: here CPUs pass for them.
 has imported everything.
 """
 
-import multiprocessing
 import os
 import socket
 import sys
@@ -20,8 +19,8 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 
 from milora.__main__ import main
+from tests.process import CONTEXT
 
-PRELOADED = ["tests.launch_on_cpu", "milora.training.train", "milora.evaluation.evaluate"]
 SHARING = {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"}
 
 
@@ -45,8 +44,6 @@ class Launch:
 
 def start(configuration: Path, arguments: list[str], folder: Path) -> Launch:
     """Start `milora ARGUMENTS` as `accelerate launch --config_file CONFIGURATION --num_processes 2` would."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -55,7 +52,7 @@ def start(configuration: Path, arguments: list[str], folder: Path) -> Launch:
     for rank in range(2):
         said.append(folder / f"said-{rank}.txt")
         mine = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-        processes.append(context.Process(target=_run, args=(mine, arguments, said[-1])))
+        processes.append(CONTEXT.Process(target=_run, args=(mine, arguments, said[-1])))
         processes[-1].start()
     return Launch(processes, said)
 

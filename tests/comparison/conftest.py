@@ -1,18 +1,15 @@
 """One small comparison, which the tests of this folder share."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "milora", "compare", *map(str, arguments)]
+from tests.process import run_milora
 
 
 def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True)
+    return run_milora("compare", *arguments)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 import json
 import random
 import re
-import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import pytest
 from milora.comparison.grid import plan_grid
 from milora.comparison.plan import list_comparisons, load_comparison
 from milora.method.errors import MiloraError
-from tests.comparison.conftest import command, compare
+from tests.comparison.conftest import compare
+from tests.process import start_milora
 
 MEASURED = {"seconds", "tokens_per_second", "peak_memory", "initialization_seconds"}  # of the machine, not the method
 
@@ -69,14 +68,13 @@ def test_a_finished_comparison_repeats_nothing_and_prints_the_same(compared, sma
 
 
 def test_killed_ten_times_and_finished_it_has_the_same_numbers(compared, small_comparison, tmp_path):
-    arguments = command(small_comparison, "seeds=[0]", "--jobs", 2, "--runs", tmp_path / "runs")
+    arguments = [small_comparison, "seeds=[0]", "--jobs", 2, "--runs", tmp_path / "runs"]
     wait = random.Random(0)
     for _ in range(10):
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(wait.uniform(2, 15))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = subprocess.run(arguments, capture_output=True, text=True)
+        process = start_milora("compare", *arguments)
+        time.sleep(wait.uniform(1, 15))  # the cells import, too
+        process.kill()
+    done = compare(*arguments)
     assert done.returncode == 0, done.stderr
     assert_same_runs(tmp_path, compared[1], count=4)
 

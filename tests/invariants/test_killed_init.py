@@ -4,7 +4,6 @@ Broken by: a file that appears before it is complete, a config that appears befo
 factors that count as finished.
 """
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -12,11 +11,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.process import CONTEXT
 
 KILLS = 10
 
@@ -32,11 +34,9 @@ def _init(model: str, output: str, base: str) -> None:
 @pytest.fixture(scope="module")
 def start():
     """Start the command in a separate process in which modules are already imported: this saves seconds per start."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["milora.models.methods", "milora.cli"])
 
-    def start(*arguments: Path | str) -> multiprocessing.Process:
-        process = context.Process(target=_init, args=tuple(map(str, arguments)))
+    def start(*arguments: Path | str) -> BaseProcess:
+        process = CONTEXT.Process(target=_init, args=tuple(map(str, arguments)))
         process.start()
         return process
 
@@ -63,7 +63,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def _changes(output: Path, process: multiprocessing.Process) -> Iterator[None]:
+def _changes(output: Path, process: BaseProcess) -> Iterator[None]:
     """Yield whenever another set of files is seen, until the process ends."""
     before: set[str] = set()
     while process.exitcode is None:

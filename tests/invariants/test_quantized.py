@@ -1,8 +1,5 @@
 """The invariants on a 4-bit and an 8-bit base (bitsandbytes, CPU)."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from peft import PeftModel
@@ -18,6 +15,7 @@ from milora.run.directory import open_run
 from milora.run.recipe import load_recipe
 from milora.run.records import TrainingRecord
 from tests.conftest import add_milora, drift, logits_of, train_briefly
+from tests.process import run_milora
 
 BITS = {
     "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32),
@@ -89,8 +87,7 @@ def test_a_trainer_that_rounds_the_trained_factors_starts_at_the_base(load_quant
 def run(request, small_recipe, tmp_path_factory):
     runs = tmp_path_factory.mktemp(request.param)
     changes = [f"model.quantization={request.param}", "adapter.dropout=0", "training.learning_rate=3e-3"]
-    command = [sys.executable, "-m", "milora", "run", small_recipe, *changes, "--runs", str(runs)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_milora("run", small_recipe, *changes, "--runs", runs)
     assert done.returncode == 0, done.stderr
     (path,) = runs.iterdir()
     return open_run(path)

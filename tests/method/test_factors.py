@@ -3,7 +3,6 @@
 Broken by: factors or signs that depend on the process, an error on one process that the others wait for.
 """
 
-import multiprocessing
 import traceback
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import milora
 from milora import MiloraError
 from milora.method.factors import assign_ranks
 from tests.conftest import add_milora, logits_of, make_qwen
+from tests.process import CONTEXT
 
 
 def _prepare(model: PreTrainedModel) -> PeftModel:
@@ -115,9 +115,7 @@ def _check(rank: int, folder: Path) -> None:
 def checked(tmp_path_factory) -> Path:
     """The folder with the outcomes of two processes that each ran all checks."""
     folder = tmp_path_factory.mktemp("checked")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.launch_on_cpu", "milora.training.train", "milora.evaluation.evaluate"])
-    processes = [context.Process(target=_check, args=(rank, folder)) for rank in range(2)]
+    processes = [CONTEXT.Process(target=_check, args=(rank, folder)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

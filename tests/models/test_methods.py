@@ -1,8 +1,6 @@
 """Every method: the base at step 0, the base under `disable_adapter()`, and the same answers once exported."""
 
 import json
-import subprocess
-import sys
 
 import datasets
 import pytest
@@ -20,6 +18,7 @@ from milora.models.methods import Course, add_adapter
 from milora.run.directory import open_run
 from milora.run.recipe import AdapterSection
 from tests.conftest import drift, logits_of, make_gpt2
+from tests.process import run_milora
 
 METHODS = ["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora", "lora_ga", "adalora"]
 
@@ -92,8 +91,7 @@ def test_lora_ga_says_that_it_certifies_no_base(load_small, tmp_path):
 
 
 def test_adalora_ends_at_its_rank_on_average(small_recipe, tmp_path):
-    command = [sys.executable, "-m", "milora", "train", small_recipe, "adapter.method=adalora"]
-    done = subprocess.run([*command, "--runs", str(tmp_path)], capture_output=True, text=True)
+    done = run_milora("train", small_recipe, "adapter.method=adalora", "--runs", tmp_path)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.iterdir()
     config = json.loads((path / "adapter" / "adapter_config.json").read_text())
@@ -104,10 +102,9 @@ def test_adalora_ends_at_its_rank_on_average(small_recipe, tmp_path):
 
 @pytest.mark.parametrize("method", [*METHODS, "full"])
 def test_trained_is_reloaded_is_exported(method, small_recipe, tmp_path):
-    command = [sys.executable, "-m", "milora", "train", small_recipe, f"adapter.method={method}"]
-    if method == "adalora":  # starts from zero, and is cut back while it trains
-        command.append("training.learning_rate=3e-2")
-    done = subprocess.run([*command, "--runs", str(tmp_path / "runs")], capture_output=True, text=True)
+    # AdaLoRA starts from zero, and is cut back while it trains.
+    faster = ["training.learning_rate=3e-2"] if method == "adalora" else []
+    done = run_milora("train", small_recipe, f"adapter.method={method}", *faster, "--runs", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "runs").iterdir()
     run = open_run(path)

@@ -1,8 +1,6 @@
 """Which step a run keeps."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,11 +12,11 @@ from milora.run.recipe import load_recipe
 from milora.training.divergence import check_trained
 from milora.training.prepare import locate
 from milora.training.train import train
+from tests.process import run_milora
 
 
 def _train(recipe, runs, *overrides):
-    command = [sys.executable, "-m", "milora", "train", recipe, *overrides, "--runs", str(runs)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_milora("train", recipe, *overrides, "--runs", runs)
     assert done.returncode == 0, done.stderr
     (run,) = runs.iterdir()
     return json.loads((run / "training.json").read_text()), load_file(run / "adapter" / "adapter_model.safetensors")
@@ -39,8 +37,7 @@ def test_best_keeps_the_step_of_the_lowest_held_out_loss(small_recipe, tmp_path)
 @pytest.mark.parametrize("logged", [1, 100], ids=["each step", "no step"])
 def test_a_run_that_diverges_is_not_trained(small_recipe, tmp_path, logged):
     wild = ["training.learning_rate=1e20", "training.schedule=constant", f"training.log_steps={logged}"]
-    command = [sys.executable, "-m", "milora", "train", small_recipe, *wild, "--runs", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_milora("train", small_recipe, *wild, "--runs", tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "training diverged: " in done.stderr and "not finite at step" in done.stderr
     assert "at learning rate 1e+20" in done.stderr and "lower training.learning_rate" in done.stderr
