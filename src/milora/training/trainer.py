@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer  # type: ignore[attr-defined]  # TRL declares its public names lazily
 
 from milora.data.tokens import IGNORED
+from milora.training.loss import loss_of_trained_tokens
 
 
 class RecipeTrainer(SFTTrainer):
@@ -60,6 +61,21 @@ class RecipeTrainer(SFTTrainer):
             return batches, tokens
         batches[-1]["labels"][max(0, left_over - self.args.process_index * rows) :] = IGNORED
         return batches, self._get_num_items_in_batch(batches, device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss; TRL's own, whose head scores every position on a CPU, only where its kernels run."""
+        if torch.accelerator.is_available() or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        assert self.model is not None
+        loss = loss_of_trained_tokens(model, self.model.get_output_embeddings(), inputs, num_items_in_batch)
+        # The count is that of all processes, over which gradients are averaged.
+        return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Return the metrics with the cross-entropy alone: AdaLoRA adds a penalty to its loss in evaluation too."""

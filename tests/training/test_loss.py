@@ -1,0 +1,104 @@
+"""The loss of the trained tokens alone is the loss over whole logits, on every shape of model.
+
+Broken by: positions that are off by one, logits that are not scaled or capped as the model does, a wrong count.
+"""
+
+import pytest
+import torch
+from peft import AdaLoraConfig, get_peft_model
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
+
+from milora.data.tokens import IGNORED
+from milora.training.loss import loss_of_trained_tokens
+from tests.conftest import add_milora, make_gpt2, make_llama, make_qwen
+
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 200,
+}
+
+
+def make_gemma():
+    """Its logits are capped, and so are its attention's."""
+    return Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=2.0))
+
+
+def make_granite():
+    """Its logits are divided by `logits_scaling`."""
+    return GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=3.0))
+
+
+def make_mamba():
+    return MambaForCausalLM(MambaConfig(num_hidden_layers=2, hidden_size=32, vocab_size=200))
+
+
+MAKERS = [make_llama, make_qwen, make_gpt2, make_gemma, make_granite, make_mamba]
+
+
+def make_rows():
+    """Three padded rows with answers in other places, one of several turns."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, 200, (3, 12), generator=generator)
+    mask = torch.ones_like(tokens)
+    labels = tokens.clone()
+    labels[0, :5] = labels[1, :9] = labels[2, 3:6] = labels[2, :2] = IGNORED
+    mask[0, 10:] = 0
+    labels[0, 10:] = IGNORED
+    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+
+def loss_over_whole_logits(model, rows, count):
+    logits = model(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"]).logits
+    shifted = logits[:, :-1].reshape(-1, logits.shape[-1]), rows["labels"][:, 1:].reshape(-1)
+    return torch.nn.functional.cross_entropy(*shifted, ignore_index=IGNORED, reduction="sum") / count
+
+
+@pytest.mark.parametrize("count", [None, 50], ids=["the mean", "of a step"])
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_loss_and_gradients_are_those_of_whole_logits(make, count):
+    torch.manual_seed(0)
+    model, rows = make().eval(), make_rows()  # without dropout
+    expected = loss_over_whole_logits(model, rows, count or int((rows["labels"][:, 1:] != IGNORED).sum()))
+    expected.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    loss = loss_of_trained_tokens(model, model.get_output_embeddings(), rows, count)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4), name
+    whole = model(input_ids=rows["input_ids"]).logits
+    assert whole.shape == (3, 12, 200), "the head sees everything again"
+
+
+def test_it_is_an_adapters_loss_with_what_the_adapter_adds():
+    rows = make_rows()
+    tuned = add_milora(make_llama(), r=4)
+    expected = loss_over_whole_logits(tuned, rows, 50)
+    assert loss_of_trained_tokens(tuned, tuned.get_output_embeddings(), rows, 50).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
+    penalized = get_peft_model(make_llama(), AdaLoraConfig(total_step=10, orth_reg_weight=0.5, task_type="CAUSAL_LM"))
+    added = loss_of_trained_tokens(penalized, penalized.get_output_embeddings(), rows, 50)
+    assert added.item() > loss_over_whole_logits(penalized, rows, 50).item() + 0.01
+
+
+def test_rows_without_a_trained_token_are_a_zero_with_gradients():
+    """A process whose last batch has repeated rows alone still takes part in the backward pass."""
+    model, rows = make_llama().train(), make_rows()
+    rows["labels"][:] = IGNORED
+    loss = loss_of_trained_tokens(model, model.get_output_embeddings(), rows, 50)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not parameter.grad.any() for parameter in model.parameters())
