@@ -251,7 +251,8 @@ def test_a_batch_that_does_not_fit_is_halved(small_model, monkeypatch):
         list(engine.complete(requests[:1], set()))
 
 
-def test_a_task_of_the_harness_runs_too(run, tmp_path):
+def test_a_task_of_the_harness_runs_too(run, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)  # not a git repository
     rows = [
         {"text": "2 + 2 =", "choices": [" 4", " 5"], "gold": 0},
         {"text": "The sky is", "choices": [" blue", " two"], "gold": 0},
@@ -273,6 +274,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     target = resolve_target(str(run))
     section = EvaluationSection(tasks=[str(tmp_path / "tiny.yaml")])
     samples = _score(target, section)["trained"]
+    assert "fatal: not a git" not in capfd.readouterr().err
     scores = _folder(target, section).read(Scores)
     assert scores.primary == "acc" and scores.count == len(samples) == 2
     assert scores.headline.value == sum(sample.grades["acc"].score for sample in samples) / 2

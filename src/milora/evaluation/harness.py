@@ -2,12 +2,15 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import fmean
 from typing import Any
+from unittest.mock import patch
 
-from lm_eval import simple_evaluate
+from lm_eval import evaluator
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
@@ -17,7 +20,8 @@ from yaml import YAMLError
 
 from milora.evaluation.benchmarks import BENCHMARKS, GROUPS
 from milora.evaluation.graders.grade import Grade
-from milora.evaluation.scores import Metric, Sample, Unit
+from milora.evaluation.intervals import Z
+from milora.evaluation.scores import Metric, Sample, Unit, measure
 from milora.method.errors import MiloraError
 
 
@@ -67,20 +71,34 @@ def score_task(harness: LM, name: str, limit: int | None) -> Found:
         MiloraError: a group of tasks without a metric of its own.
     """
     task = find_task(name)
-    results = simple_evaluate(model=harness, tasks=[task], limit=limit, task_manager=_manager(), bootstrap_iters=1000)
+    # It would ask git about the user's working folder, and git prints "fatal: not a git repository".
+    with patch.object(evaluator, "get_git_commit_hash", lambda: None):
+        results = evaluator.simple_evaluate(
+            model=harness, tasks=[task], limit=limit, task_manager=_manager(), bootstrap_iters=1000
+        )
     title = name if isinstance(task, str) else task["task"]
     found = results["groups"][title] if title in results.get("groups", {}) else results["results"][title]
+    samples = [sample for rows in results["samples"].values() for sample in _read_samples(rows)]
     metrics = {}
     for key, value in found.items():
         metric, _, kind = key.partition(",")
         if isinstance(value, float) and not metric.endswith("_stderr"):
             error = found.get(f"{metric}_stderr,{kind}")
-            metrics[_title(metric, kind)] = Metric(value, error if isinstance(error, float) else None)
+            metrics[_title(metric, kind)] = _measure(value, error, samples, _title(metric, kind))
     if not metrics:
         raise MiloraError(f"{name} is a group without a metric of its own", "name its tasks in evaluation.tasks")
-    samples = [sample for rows in results["samples"].values() for sample in _read_samples(rows)]
     primary = next(iter(metrics))
     return Found(metrics, primary, "number" if "perplexity" in primary or "bits" in primary else "share", samples)
+
+
+def _measure(value: float, error: Any, samples: Sequence[Sample], title: str) -> Metric:
+    """A metric is ours if it is the mean of its samples' grades; of others the harness's own error is all there is."""
+    grades = [sample.grades[title].score for sample in samples if title in sample.grades]
+    if grades and math.isclose(fmean(grades), value, abs_tol=1e-9):
+        return measure(grades)
+    if not isinstance(error, float) or not error > 0:  # a number of 0, or not one
+        return Metric(value, None)
+    return Metric(value, error, (value - Z * error, value + Z * error))
 
 
 def _title(metric: str, kind: str) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic_core import to_json
 
 from milora.evaluation.graders.grade import Grade
+from milora.evaluation.intervals import Ends, interval_of, interval_of_average
 from milora.method.files import write_text
 from milora.run.directory import ScoreFolder, adapter_of
 from milora.run.environment import Environment
@@ -17,10 +18,11 @@ Unit = Literal["share", "nats", "number"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A mean over samples and its standard error, None if it has none."""
+    """A mean over samples, its standard error, and its 95 % interval for other samples; None if it has none."""
 
     value: float
     standard_error: float | None
+    interval: Ends | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,9 @@ class Sample:
 
 
 def measure(values: Sequence[float]) -> Metric:
-    """Return the mean of samples, s/√n being its standard error."""
-    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return Metric(fmean(values), error)
+    """Return the mean of samples, s/√n being its standard error; one sample has none."""
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return Metric(fmean(values), error, interval_of(values))
 
 
 def measure_grades(samples: Sequence[Sample]) -> dict[str, Metric]:
@@ -107,7 +109,8 @@ def average(name: str, parts: Sequence[Scores]) -> Scores:
         errors = [metric.standard_error for metric in metrics]
         known = [error for error in errors if error is not None]
         error = sum(error**2 for error in known) ** 0.5 / len(errors) if len(known) == len(errors) else None
-        return Metric(fmean(metric.value for metric in metrics), error)
+        values, ends = [metric.value for metric in metrics], [metric.interval for metric in metrics if metric.interval]
+        return Metric(fmean(values), error, interval_of_average(values, ends) if len(ends) == len(values) else None)
 
     first = parts[0]
     return Scores(
@@ -138,18 +141,21 @@ def read_samples(folder: ScoreFolder) -> list[Sample]:
 
 
 def format_table(found: Iterable[Scores]) -> str:
-    """A plain table: every metric ± its standard error, in percent or nats, for each who; the headline first."""
+    """A plain table: every metric and its 95 % interval, in percent or nats, for each who; the headline first."""
     rows: dict[str, dict[str, Scores]] = {}
     for scores in found:
         rows.setdefault(scores.task, {})[scores.who] = scores
     whos = sorted({who for row in rows.values() for who in row}, key=lambda who: (who != "base", who))
-    lines = [f"{'task':<16}{'grading':<16}{'n':>6}" + "".join(f"{who:>18}" for who in whos)]
+    lines = [f"{'task':<16}{'grading':<16}{'n':>6}" + "".join(f"{who:>24}" for who in whos)]
     for task, row in rows.items():
         first = next(iter(row.values()))
         for metric in sorted(first.metrics, key=lambda metric: (metric != first.primary, metric)):
             head = f"{task:<16}{metric:<16}{first.count:>6}" if metric == first.primary else f"{'':<16}{metric:<22}"
-            lines.append(head + "".join(f"{_cell(row.get(who), metric):>18}" for who in whos))
-    return "\n".join(lines)
+            lines.append(head + "".join(f"{_cell(row.get(who), metric):>24}" for who in whos))
+    return "\n".join([*lines, INTERVALS])
+
+
+INTERVALS = "In parentheses: the 95 % interval for other samples, Wilson's where each grade is right or wrong."
 
 
 def _cell(scores: Scores | None, metric: str) -> str:
@@ -157,7 +163,11 @@ def _cell(scores: Scores | None, metric: str) -> str:
 
 
 def format_metric(metric: Metric, unit: Unit) -> str:
-    """`42.5 ± 5.6 %` for a share, three digits for anything else."""
-    factor, digits, sign = (100, 1, " %") if unit == "share" else (1, 3, "")
-    error = "" if metric.standard_error is None else f" ± {factor * metric.standard_error:.{digits}f}"
-    return f"{factor * metric.value:.{digits}f}{error}{sign}"
+    """`37.5 % (27.7 … 48.5)` for a share, three digits for anything else."""
+    return format_interval(metric.value, metric.interval, *((100, 1, " %") if unit == "share" else (1, 3, "")))
+
+
+def format_interval(value: float, ends: Ends | None, factor: float, digits: int, sign: str = "") -> str:
+    """`37.5 % (27.7 … 48.5)`: every number with an interval, in terminals, tables, and pages."""
+    between = "" if ends is None else f" ({' … '.join(f'{factor * end:.{digits}f}' for end in ends)})"
+    return f"{factor * value:.{digits}f}{sign}{between}"
