@@ -211,7 +211,11 @@ def resolve_recipe(name: str, settings: DictConfig, overrides: Sequence[str]) ->
         MiloraError: keys and values that the schema refuses.
     """
     with _named(name):
-        merged = OmegaConf.merge(settings, parse_overrides(overrides))
+        # With overrides it is another run than the one that the file describes.
+        own = settings.copy()
+        if overrides:
+            own.pop("description", None)
+        merged = OmegaConf.merge(own, parse_overrides(overrides))
         return Recipe.model_validate(OmegaConf.to_container(merged, resolve=True))
 
 

@@ -27,6 +27,8 @@ class Section(BaseModel):
 def read_settings(name: str, kind: str, shipped: Path) -> DictConfig:
     """Return the mapping in a .yaml file, or in a file of the folder `shipped`; `extends: NAME` is merged under it.
 
+    A description is not inherited, because it does not describe what extends it.
+
     `kind` is the word for such a file in messages.
 
     Raises:
@@ -45,10 +47,12 @@ def read_settings(name: str, kind: str, shipped: Path) -> DictConfig:
         raise MiloraError(
             f"{path} is not a mapping of keys to values", "start from what `milora show quickstart` prints"
         )
-    parent = settings.pop("extends", None)
-    if not parent:
+    extended = settings.pop("extends", None)
+    if not extended:
         return settings
-    merged = OmegaConf.merge(read_settings(parent, kind, shipped), settings)
+    parent = read_settings(extended, kind, shipped)
+    parent.pop("description", None)
+    merged = OmegaConf.merge(parent, settings)
     assert isinstance(merged, DictConfig)
     return merged
 
