@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from milora import MiloraError
-from milora.run.directory import create_run
+from milora.run.directory import create_run, open_run
 from milora.run.recipe import load_recipe
+from milora.run.records import Divergence
 from milora.training.divergence import check_trained
 from milora.training.prepare import locate
 from milora.training.train import train
@@ -43,6 +44,8 @@ def test_a_run_that_diverges_is_not_trained(small_recipe, tmp_path, logged):
     assert "at learning rate 1e+20" in done.stderr and "lower training.learning_rate" in done.stderr
     (run,) = tmp_path.iterdir()
     assert not (run / "training.json").exists() and not (run / "adapter").exists()
+    found = open_run(run).read(Divergence)
+    assert found.step in (1, 2) and f"at step {found.step}," in done.stderr and found.learning_rate == 1e20
 
 
 def test_the_last_step_is_looked_at_too():

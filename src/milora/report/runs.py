@@ -8,7 +8,7 @@ from typing import Any
 from milora.evaluation.scores import Scores, format_metric
 from milora.method.errors import MiloraError
 from milora.run.directory import EVERYTHING, RunDirectory, is_run, open_run, step_of
-from milora.run.records import TrainingRecord
+from milora.run.records import Divergence, TrainingRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,17 @@ def _read(run: RunDirectory) -> Listed:
 def _state(run: RunDirectory) -> str:
     if run.is_trained:
         return "reported" if run.report.is_file() else "trained"
+    if run.is_diverged:
+        found = run.read(Divergence)
+        return f"failed: diverged at step {found.step}, at learning rate {found.learning_rate:g}"
     checkpoint = run.last_checkpoint()
     return f"at step {step_of(checkpoint)}" if checkpoint else "started"
 
 
 def _say_scores(run: RunDirectory) -> str:
     found = [folder.read(Scores) for folder in run.score_folders("trained") if folder.has(Scores)]
-    said = [f"{scores.task} {format_metric(scores.headline, scores.unit)} (n = {scores.count})" for scores in found]
-    return ", ".join(said) or "–"
+    said = [f"{scores.task} {format_metric(scores.headline, scores.unit)}, n = {scores.count}" for scores in found]
+    return "; ".join(said) or "–"
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -72,6 +72,15 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Divergence:
+    """Why a training stopped: which number was not finite, at which optimizer step and learning rate."""
+
+    what: str
+    step: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Spectra:
     """All singular values, descending, of a few weights by name."""
 

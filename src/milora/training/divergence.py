@@ -10,6 +10,18 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from milora.method.errors import MiloraError
+from milora.run.records import Divergence
+
+
+class DivergedError(MiloraError):
+    """Training stops here; `found` is what a run directory keeps of it."""
+
+    def __init__(self, what: str, step: int, learning_rate: float) -> None:
+        super().__init__(
+            f"training diverged: {what} is not finite at step {step}, at learning rate {learning_rate:g}",
+            "lower training.learning_rate or raise training.warmup_steps",
+        )
+        self.found = Divergence(what, step, learning_rate)
 
 
 class DivergenceGuard(TrainerCallback):
@@ -31,7 +43,7 @@ class DivergenceGuard(TrainerCallback):
         assert model is not None and lr_scheduler is not None
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not args.fp16 and gradients and not _are_finite(gradients):
-            raise _diverged("the gradient", state.global_step + 1, float(lr_scheduler.get_last_lr()[0]))
+            raise DivergedError("the gradient", state.global_step + 1, float(lr_scheduler.get_last_lr()[0]))
 
     def on_log(
         self,
@@ -42,15 +54,15 @@ class DivergenceGuard(TrainerCallback):
         **_: Any,
     ) -> None:
         if logs and not math.isfinite(logs.get("loss", 0.0)):
-            raise _diverged("the training loss", state.global_step, logs.get("learning_rate", args.learning_rate))
+            raise DivergedError("the training loss", state.global_step, logs.get("learning_rate", args.learning_rate))
 
 
 def check_trained(state: dict[str, Tensor], held_out_loss: float | None, steps: int, learning_rate: float) -> None:
     """Raise unless the trained weights and the held-out loss are finite; the last step is seen by no later one."""
     if not _are_finite(tensor for tensor in state.values() if tensor.is_floating_point()):
-        raise _diverged("a trained weight", steps, learning_rate)
+        raise DivergedError("a trained weight", steps, learning_rate)
     if held_out_loss is not None and not math.isfinite(held_out_loss):
-        raise _diverged("the held-out loss", steps, learning_rate)
+        raise DivergedError("the held-out loss", steps, learning_rate)
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> bool:
@@ -58,10 +70,3 @@ def _are_finite(tensors: Iterable[Tensor]) -> bool:
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float32).cpu() for tensor in local])
     return bool(norms.isfinite().all()) or all(bool(tensor.isfinite().all()) for tensor in local)
-
-
-def _diverged(what: str, step: int, learning_rate: float) -> MiloraError:
-    return MiloraError(
-        f"training diverged: {what} is not finite at step {step}, at learning rate {learning_rate:g}",
-        "lower training.learning_rate or raise training.warmup_steps",
-    )

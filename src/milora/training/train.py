@@ -15,7 +15,7 @@ from milora.run.launch import fail_together, is_main_process, wait_for_all
 from milora.training.announcement import announce
 from milora.training.arguments import make_arguments
 from milora.training.checkpoints import CompletionMark
-from milora.training.divergence import DivergenceGuard, check_trained
+from milora.training.divergence import DivergedError, DivergenceGuard, check_trained
 from milora.training.prepare import Preparation, prepare
 from milora.training.progress import ProgressBar
 from milora.training.record import record_training
@@ -37,6 +37,14 @@ def train(run: RunDirectory, cache: Path | None = None) -> None:
         if is_main_process():
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a run that was killed when all was written
         return
+    try:
+        _train(run, cache)
+    except DivergedError as error:
+        run.write(error.found)
+        raise
+
+
+def _train(run: RunDirectory, cache: Path | None) -> None:
     prepared = prepare(run, cache)
     if is_main_process():
         print(announce(run.recipe, prepared), file=sys.stderr)
