@@ -22,7 +22,10 @@ TRAINING_LIBRARIES = (
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Versions by library, the processor, its cores, the GPUs, and the package's commit if it runs from a checkout."""
+    """Versions by library, the processor, its cores, the GPUs, and the package's commit if it runs from a checkout.
+
+    The commit of a checkout with uncommitted changes ends in `-dirty`.
+    """
 
     versions: dict[str, str]
     processor: str
@@ -75,6 +78,12 @@ def _find_commit() -> str | None:
         tracked = subprocess.run([*git, "ls-files", "--error-unmatch", file.name], capture_output=True, check=False)
         if tracked.returncode:
             return None
-        return subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return found.stdout.strip()
     except FileNotFoundError:  # no git
         return None
