@@ -18,7 +18,7 @@ from milora.method.files import read_json
 from milora.method.layers import MARKS
 from milora.method.options import Dtype, Form, TemplateName
 from milora.models.base import attach_adapter, load_model, load_tokenizer
-from milora.run.directory import NOTHING, Permissions, RunDirectory, is_run, open_run, run_of_checkpoint
+from milora.run.directory import NOTHING, Permissions, RunDirectory, is_run, open_run, run_of_checkpoint, run_of_export
 from milora.run.identity import hash_folder, hash_local
 from milora.run.recipe import ModelSection, Recipe
 from milora.run.records import TrainingRecord
@@ -99,7 +99,8 @@ def resolve_target(name: str, dtype: Dtype = "bfloat16", permissions: Permission
     if run is not None:
         return replace(_target(run, path), who=path.name, served=path.name)
     if (path / CONFIG_NAME).is_file():
-        base = str(PeftConfig.from_pretrained(name).base_model_name_or_path)
+        source = run_of_export(path, permissions)
+        base = source.recipe.model.name if source else str(PeftConfig.from_pretrained(name).base_model_name_or_path)
         section = ModelSection(name=base, dtype=dtype, trust_remote_code=permissions.trust_remote_code)
         return Target("trained", section, _folder(path), path.name, path)
     section = ModelSection(name=name, dtype=dtype, trust_remote_code=permissions.trust_remote_code)

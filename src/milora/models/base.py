@@ -27,6 +27,7 @@ from milora.method.errors import MiloraError
 from milora.method.layers import MARKS
 from milora.method.loading import load_milora
 from milora.method.options import Form
+from milora.models.card import LOCAL
 from milora.models.embedded import EMBEDDED, locate_embedded_model
 from milora.run.recipe import ModelSection
 
@@ -168,10 +169,16 @@ def resolve_model(name: str) -> str:
     """Return what transformers loads: the name itself, or the folder of the embedded model.
 
     Raises:
-        MiloraError: a folder that does not exist, or that contains a residual model.
+        MiloraError: a folder that does not exist, or that contains a residual model; or an exported adapter's name of
+            a local folder.
     """
     if name == EMBEDDED:
         return str(locate_embedded_model())
+    if name.startswith(LOCAL):
+        raise MiloraError(
+            f"the base is a local folder called {name.removeprefix(LOCAL)}, and the adapter does not say where it is",
+            "write its path into base_model_name_or_path of the adapter's adapter_config.json",
+        )
     folder = Path(name)
     if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or len(folder.parts) > 2):
         raise _unavailable(name, "the folder does not exist")  # and no hub name looks so: it is not asked

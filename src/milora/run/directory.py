@@ -12,6 +12,7 @@ runs/<name>-<digest>/
   adapter/              the trained adapter
   model/                instead of it, of full fine-tuning
   training.json         written last: training is complete
+  divergence.json       instead of it, if training diverged
   evaluation/<who>/<task>/<settings>/{scores.json, samples.jsonl, completions-*.jsonl}
                         who: base, trained, checkpoint-N
   export/<form>/        lora, merged or residual
@@ -36,6 +37,7 @@ from milora.run.environment import Environment, describe_environment
 from milora.run.identity import FORMAT, Identity
 from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import Recipe, load_recipe
+from milora.run.records import Divergence
 
 Record = TypeVar("Record")
 RECIPE = "recipe.yaml"
@@ -50,6 +52,7 @@ FILES = {
     "Spectra": "spectra.json",
     "CheckpointMark": "complete.json",
     "TrainingRecord": "training.json",
+    "Divergence": "divergence.json",
     "Scores": "scores.json",
     "CellRecord": "cell.json",
 }
@@ -164,6 +167,11 @@ class RunDirectory(RecordFolder):
     def is_trained(self) -> bool:
         return (self.path / FILES["TrainingRecord"]).is_file()
 
+    @property
+    def is_diverged(self) -> bool:
+        """Whether its last training diverged."""
+        return self.has(Divergence) and not self.is_trained
+
 
 def locate_scores(root: Path, who: str, task: str, settings: str) -> ScoreFolder:
     """Return where the scores of `who` on a task go; those under other settings, by digest, are kept beside them."""
@@ -264,6 +272,14 @@ def open_run(path: Path, permissions: Permissions = NOTHING) -> RunDirectory:
 
 def run_of_checkpoint(path: Path, permissions: Permissions = NOTHING) -> RunDirectory | None:
     """Return the run whose trainer wrote this checkpoint, None if it is not a checkpoint of a run; see `open_run`."""
-    parent = path.resolve().parent.parent
-    is_checkpoint = path.resolve().parent.name == "checkpoints" and path.name.startswith(CHECKPOINT)
-    return open_run(parent, permissions) if is_checkpoint and is_run(parent) else None
+    return _open_above(path, "checkpoints", permissions) if path.name.startswith(CHECKPOINT) else None
+
+
+def run_of_export(path: Path, permissions: Permissions = NOTHING) -> RunDirectory | None:
+    """Return the run that a folder was exported from, None if it is not RUN/export/FORM; see `open_run`."""
+    return _open_above(path, "export", permissions)
+
+
+def _open_above(path: Path, folder: str, permissions: Permissions) -> RunDirectory | None:
+    parent = path.resolve().parent
+    return open_run(parent.parent, permissions) if parent.name == folder and is_run(parent.parent) else None

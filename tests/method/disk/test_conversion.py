@@ -75,7 +75,10 @@ def test_plain_peft_trains_the_pair_and_gets_a_lora_for_the_original(make, targe
     assert (code, out.strip()) == (0, str(trained / "export" / "lora")), err
     lora = PeftModel.from_pretrained(_load(original), trained / "export" / "lora")
     assert drift(logits_of(lora), load_file(logits)["logits"]) < 1e-5
-    assert (lora.peft_config["default"].r, lora.peft_config["default"].base_model_name_or_path) == (8, str(original))
+    assert (lora.peft_config["default"].r, lora.peft_config["default"].base_model_name_or_path) == (
+        8,
+        f"local:{original.name}",
+    )
     assert call(*export, "--rank", 2, "-o", tmp_path / "few")[0] == 0
     assert LoraConfig.from_pretrained(tmp_path / "few").r == 2
 
