@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from milora.comparison.statistics import compare_pair, correct_for_many, interval_of_mean
+from milora.comparison.statistics import compare_pair, correct_for_many, interval_of_mean, interval_of_scores
 
 ARMS = ("one", "other")
 
@@ -26,7 +26,7 @@ def test_interval_is_scipys_and_one_value_has_none():
     found = interval_of_mean(values)
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
     assert (found.low, found.high) == pytest.approx((low, high))
-    assert interval_of_mean([0.3]).low is None
+    assert interval_of_mean([0.3]).low is None and interval_of_mean([0.3, 0.3]).low is None
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -87,11 +87,44 @@ def test_the_showable_difference_is_found_four_times_in_five():
     assert np.mean(found) == pytest.approx(0.8, abs=0.1)
 
 
-def test_no_difference_at_all_is_no_finding_and_the_same_one_everywhere_is():
+def test_where_nothing_varies_there_is_no_test_for_new_seeds_and_no_interval():
     same = np.ones((2, 5))
-    assert compare_pair(ARMS, same, same).p_seeds == 1.0
-    assert compare_pair(ARMS, same, np.zeros((2, 5))).p_seeds == 0.0
+    for other in (same, np.zeros((2, 5))):
+        found = compare_pair(ARMS, same, other)
+        assert (found.p_seeds, found.low, found.high, found.showable) == (None, None, None, None)
+    assert compare_pair(ARMS, same, same).p_items == 1.0
+    assert compare_pair(ARMS, same, np.zeros((2, 5))).p_items == pytest.approx(2 / 2**5)
+    assert compare_pair(ARMS, same[:1, :1], np.zeros((1, 1))).p_items == 1.0
     assert compare_pair(ARMS, same[:1], same[:1]).p_seeds is None
+
+
+def test_one_seeds_interval_is_wilsons_and_is_honest_at_both_ends():
+    for right, count in ((0, 3), (3, 3), (30, 80)):
+        found = interval_of_scores(np.array([[1.0] * right + [0.0] * (count - right)]))
+        expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    for seeds in (2, 5):  # which say nothing more where nothing varies
+        assert interval_of_scores(np.zeros((seeds, 3))).high == pytest.approx(0.5615, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "items", "by_seed"), [(1, 40, 0), (2, 40, 0), (3, 40, 0), (3, 40, 0.5), (5, 99, 0.5)]
+)
+@pytest.mark.parametrize("level", [-3.0, 0.0])
+def test_intervals_of_scores_cover_the_true_share_as_often_as_they_say(seeds, items, by_seed, level):
+    assert _coverage(seeds, items, by_seed, level) >= 0.95 - 0.038  # 3 standard errors
+
+
+def test_two_seeds_that_differ_much_are_covered_less_often():
+    assert 0.84 <= _coverage(2, 40, 0.5, 0.0) < 0.95  # as docs/comparisons.md says
+
+
+def _coverage(seeds, items, by_seed, level):
+    rng = np.random.default_rng(seeds)
+    true = stats.norm.cdf(level / np.sqrt(2 + by_seed**2))
+    drawn = (level + draw(rng, seeds, items, by_seed=by_seed, rest=1.0) > 0 for _ in range(300))
+    found = [interval_of_scores(verdicts * 1.0) for verdicts in drawn]
+    return np.mean([one.low <= true <= one.high for one in found])
 
 
 def test_holm_steps_down_and_never_decreases():

@@ -1,6 +1,5 @@
 """Finished runs → what a comparison shows, as numbers."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from milora.comparison.grid import Cell, Grid
-from milora.comparison.statistics import Difference, Interval, compare_pair, correct_for_many, interval_of_mean
+from milora.comparison.pairs import Graded, Tested, Untested, compare_pairs
+from milora.comparison.statistics import Interval, interval_of_mean, interval_of_scores
 from milora.evaluation.benchmarks import GROUPS
 from milora.evaluation.evaluate import find_scores, locate_samples
 from milora.evaluation.forgetting import CROSS_ENTROPY, FLOOR, FORGETTING
 from milora.evaluation.scores import Scores, read_samples
-from milora.evaluation.target import target_of_run
-from milora.run.records import StepLoss, TrainingRecord
+from milora.evaluation.target import Target, target_of_run
+from milora.run.recipe import EvaluationSection
+from milora.run.records import Divergence, StepLoss, TrainingRecord
 
 COSTS = {
     "seconds": "training seconds",
@@ -36,47 +37,60 @@ class Point:
     validation_loss: Interval
     scores: dict[str, Interval]
     forgetting: Interval | None
-    floor: float | None
     costs: dict[str, float]
     losses: list[StepLoss]
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A method: all its rates, the best by validation loss, and whether a better one may be outside the grid."""
+    """A method: those of its rates that have a finished run, the best by validation loss, and all planned rates.
+
+    `at_edge`: the best is the lowest or the highest of the planned ones, and a better one may be outside the grid.
+    """
 
     name: str
     points: list[Point]
     best: Point
+    rates: list[float]
     at_edge: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
-    """A paired difference with Holm's p-values over all pairs of its task."""
+class Diverged:
+    """A run of the grid whose training diverged."""
 
-    difference: Difference
-    p_items: float
-    p_seeds: float | None
+    arm: str
+    learning_rate: float
+    seed: int
+    found: Divergence
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    base: dict[str, float]
+    """What the finished runs show.
+
+    `texts` counts the different texts on which forgetting was measured; `floor` is the cross-entropy of a model that
+    forgot nothing, None if it was not measured, or on several texts.
+    """
+
+    base: dict[str, Interval]
     arms: list[Arm]
     tests: dict[str, list[Tested]]
+    untested: dict[str, list[Untested]]
     missing: int
-    items: dict[str, int]
-    texts: int  # on how many different texts forgetting was measured
+    diverged: list[Diverged]
+    texts: int
+    floor: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Finished:
-    """A finished cell, its training, and the trained model's scores by task: read once."""
+    """A finished cell, its training, and the trained model's scores and items by task: read once."""
 
     cell: Cell
     training: TrainingRecord
     scores: dict[str, Scores]
+    items: dict[str, Graded]
 
 
 def collect_results(grid: Grid) -> Results:
@@ -86,28 +100,46 @@ def collect_results(grid: Grid) -> Results:
     never the benchmarks that it is then scored on.
     """
     finished = [_read(cell) for cell in grid.cells if cell.is_finished]
-    arms = [arm for name in grid.comparison.arms if (arm := _collect_arm(name, finished)) is not None]
-    trained = {task: scores for run in finished for task, scores in run.scores.items()}
+    arms = [
+        _collect_arm(name, grid.comparison.rates(name), runs)
+        for name in grid.comparison.arms
+        if (runs := [run for run in finished if run.cell.arm == name])
+    ]
+    tasks = sorted({task for run in finished for task in run.items})
+    pairs = {task: compare_pairs({arm.name: _items_of(arm, task, finished) for arm in arms}) for task in tasks}
+    texts = {_read_text(run.cell) for run in finished if FORGETTING in run.scores}
+    floors = [run.scores[FORGETTING].metrics[FLOOR].value for run in finished if FORGETTING in run.scores]
     return Results(
         base=_read_base(finished),
         arms=arms,
-        tests=_test_pairs(arms, finished),
+        tests={task: tested for task, (tested, _) in pairs.items()},
+        untested={task: untested for task, (_, untested) in pairs.items()},
         missing=len(grid.cells) - len(finished),
-        items={task: scores.count for task, scores in trained.items() if task != FORGETTING},
-        texts=len({_read_text(run.cell) for run in finished if FORGETTING in run.scores}),
+        diverged=[_read_divergence(cell) for cell in grid.cells if cell.run.is_diverged],
+        texts=len(texts),
+        floor=float(np.mean(floors)) if len(texts) == 1 else None,
     )
 
 
 def _read(cell: Cell) -> _Finished:
-    found = find_scores(target_of_run(cell.run), cell.run.recipe.evaluation)
-    return _Finished(cell, cell.run.read(TrainingRecord), {scores.task: scores for scores in found})
+    section, target = cell.run.recipe.evaluation, target_of_run(cell.run)
+    scores = {found.task: found for found in find_scores(target, section)}
+    items = {task: _read_items(target, task, section) for task in scores if task != FORGETTING}
+    return _Finished(cell, cell.run.read(TrainingRecord), scores, items)
 
 
-def _read_base(finished: Sequence[_Finished]) -> dict[str, float]:
+def _read_divergence(cell: Cell) -> Diverged:
+    return Diverged(cell.arm, cell.learning_rate, cell.seed, cell.run.read(Divergence))
+
+
+def _read_base(finished: Sequence[_Finished]) -> dict[str, Interval]:
     for run in finished:
         if run.cell.scores_base:
             found = find_scores(target_of_run(run.cell.run).base, run.cell.run.recipe.evaluation)
-            return {scores.task: scores.headline.value for scores in found}
+            return {
+                scores.task: Interval(scores.headline.value, *(scores.headline.interval or (None, None)))
+                for scores in found
+            }
     return {}
 
 
@@ -117,33 +149,39 @@ def _read_text(cell: Cell) -> tuple[str, ...]:
     return tuple(sample.question for sample in read_samples(folder))
 
 
-def _collect_arm(name: str, finished: Sequence[_Finished]) -> Arm | None:
-    runs = [run for run in finished if run.cell.arm == name]
-    if not runs:
-        return None
+def _collect_arm(name: str, planned: list[float], runs: Sequence[_Finished]) -> Arm:
     rates = sorted({run.cell.learning_rate for run in runs})
     # Runs share their factors: the slowest initialization is the one that computed them.
     slowest = max(run.training.initialization_seconds for run in runs)
     points = [_collect_point(rate, [run for run in runs if run.cell.learning_rate == rate], slowest) for rate in rates]
     best = min(points, key=lambda point: (-len(point.seeds), _finite(point.validation_loss.mean)))
-    return Arm(name, points, best, best.learning_rate in (rates[0], rates[-1]))
+    return Arm(name, points, best, planned, best.learning_rate in (planned[0], planned[-1]))
 
 
 def _collect_point(rate: float, runs: Sequence[_Finished], initialization_seconds: float) -> Point:
     forgotten = [run.scores[FORGETTING] for run in runs if FORGETTING in run.scores]
-    shared = set.intersection(*(set(run.scores) for run in runs)) - {FORGETTING}
+    shared = set.intersection(*(set(run.items) for run in runs))
     tasks = sorted(shared, key=lambda task: (task in GROUPS, task))
     losses = [run.training.held_out_loss[1] for run in runs if run.training.held_out_loss]
     return Point(
         learning_rate=rate,
         seeds=[run.cell.seed for run in runs],
         validation_loss=interval_of_mean(losses),
-        scores={task: interval_of_mean([run.scores[task].headline.value for run in runs]) for task in tasks},
+        scores={task: _collect_score(task, runs) for task in tasks},
         forgetting=interval_of_mean([found.metrics[CROSS_ENTROPY].value for found in forgotten]) if forgotten else None,
-        floor=float(np.mean([found.metrics[FLOOR].value for found in forgotten])) if forgotten else None,
         costs=_mean_costs([_read_costs(run.training, initialization_seconds) for run in runs]),
         losses=runs[0].training.losses,
     )
+
+
+def _collect_score(task: str, runs: Sequence[_Finished]) -> Interval:
+    """Over items and seeds; over seeds alone if the task's score is not the mean of its items' grades."""
+    headlines, items = [run.scores[task].headline.value for run in runs], [run.items[task].scores for run in runs]
+    if len({len(row) for row in items}) == 1 and items[0]:
+        matrix = np.array(items)
+        if np.allclose(matrix.mean(axis=1), headlines):
+            return interval_of_scores(matrix)
+    return interval_of_mean(headlines)
 
 
 def _read_costs(record: TrainingRecord, initialization_seconds: float) -> dict[str, float]:
@@ -163,45 +201,25 @@ def _mean_costs(costs: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([entry[key] for entry in costs])) for key in COSTS}
 
 
-def _test_pairs(arms: Sequence[Arm], finished: Sequence[_Finished]) -> dict[str, list[Tested]]:
-    """Every two arms, each at its best rate, on the seeds that both have; corrected over the pairs of a task."""
-    tests = {}
-    for task in sorted(set.intersection(*(set(arm.best.scores) for arm in arms)) if arms else ()):
-        items = {
-            (arm.name, run.cell.seed): _read_item_scores(run, task)
-            for arm in arms
-            for run in finished
-            if (run.cell.arm, run.cell.learning_rate) == (arm.name, arm.best.learning_rate)
-        }
-        differences = []
-        for first, second in itertools.combinations(arms, 2):
-            seeds = [seed for seed in first.best.seeds if seed in second.best.seeds]
-            one, other = ([items[arm.name, seed] for seed in seeds] for arm in (first, second))
-            if seeds and len({len(row) for row in (*one, *other)}) == 1 and one[0]:
-                differences.append(compare_pair((first.name, second.name), np.array(one), np.array(other)))
-        tests[task] = _correct(differences)
-    return tests
+def _items_of(arm: Arm, task: str, finished: Sequence[_Finished]) -> dict[int, Graded]:
+    """An arm's items by seed, at its best rate."""
+    return {
+        run.cell.seed: run.items[task]
+        for run in finished
+        if (run.cell.arm, run.cell.learning_rate) == (arm.name, arm.best.learning_rate) and task in run.items
+    }
 
 
-def _correct(differences: list[Difference]) -> list[Tested]:
-    items = correct_for_many([difference.p_items for difference in differences])
-    known = [difference.p_seeds for difference in differences if difference.p_seeds is not None]
-    seeds = iter(correct_for_many(known))
-    return [
-        Tested(difference, p_items, None if difference.p_seeds is None else next(seeds))
-        for difference, p_items in zip(differences, items, strict=True)
-    ]
-
-
-def _read_item_scores(run: _Finished, task: str) -> list[float]:
+def _read_items(target: Target, task: str, section: EvaluationSection) -> Graded:
     """The headline's score of every item; those of an average are weighted so that their mean is that of its tasks."""
-    target, section = target_of_run(run.cell.run), run.cell.run.recipe.evaluation
-    parts = []
+    questions, parts = [], []
     for folder in locate_samples(target, task, section):
         primary = folder.read(Scores).primary
-        parts.append([sample.grades[primary].score for sample in read_samples(folder) if primary in sample.grades])
+        graded = [sample for sample in read_samples(folder) if primary in sample.grades]
+        questions += [sample.question for sample in graded]
+        parts.append([sample.grades[primary].score for sample in graded])
     total = sum(map(len, parts))
-    return [score * total / (len(parts) * len(part)) for part in parts for score in part]
+    return Graded(questions, [score * total / (len(parts) * len(part)) for part in parts for score in part])
 
 
 def _finite(loss: float) -> float:

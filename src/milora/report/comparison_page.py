@@ -18,7 +18,7 @@ from milora.report.figures import (
 )
 from milora.report.run_page import render
 from milora.report.sentences import say_what_it_cannot, say_what_it_shows
-from milora.report.tables import format_arms, format_csv, format_tests, percent, tabulate_arms, tabulate_tests
+from milora.report.tables import format_arms, format_csv, format_tests, tabulate_arms, tabulate_points, tabulate_tests
 from milora.run.environment import Environment
 
 
@@ -39,7 +39,7 @@ def write_results(grid: Grid, results: Results) -> Path:
         write_text(folder / f"{name}.svg", drawing.svg)
         write_bytes(folder / f"{name}.png", drawing.png)
     headers, rows = tabulate_arms(results, comparison)
-    grid_headers, grid_rows = _tabulate_points(results)
+    grid_headers, grid_rows = tabulate_points(results, comparison)
     page = render(
         "comparison.html.jinja",
         comparison=comparison,
@@ -47,9 +47,8 @@ def write_results(grid: Grid, results: Results) -> Path:
         cannot=cannot,
         headers=headers,
         rows=rows,
-        floor=results.arms[0].best.floor,
+        floor=results.floor,
         tests={task: tabulate_tests(found) for task, found in results.tests.items()},
-        items=results.items,
         drawings=list(drawings.values()),
         grid_headers=grid_headers,
         grid_rows=grid_rows,
@@ -70,7 +69,9 @@ def _draw(results: Results) -> dict[str, Drawing]:
             ("memory", "peak memory, GB", _memory),
         ):
             places = {
-                arm.name: (paid, 100 * arm.best.scores[task].mean) for arm in arms if (paid := price(arm)) is not None
+                arm.name: (paid, 100 * arm.best.scores[task].mean)
+                for arm in arms
+                if task in arm.best.scores and (paid := price(arm)) is not None
             }
             if places:
                 drawings[f"{task}-by-{name}"] = draw_pareto(places, what, task)
@@ -83,22 +84,3 @@ def _forgetting(arm: Arm) -> float | None:
 
 def _memory(arm: Arm) -> float:
     return arm.best.costs["peak_memory"] / 1e9
-
-
-def _tabulate_points(results: Results) -> tuple[list[str], list[list[str]]]:
-    tasks = list(results.tests)
-    rows = [
-        [
-            arm.name,
-            f"{point.learning_rate:g}" + (" (best)" if point is arm.best else ""),
-            str(len(point.seeds)),
-            f"{point.validation_loss.mean:.3f}",
-            *(percent(point.scores[task].mean) if task in point.scores else "–" for task in tasks),
-            "–" if point.forgetting is None else f"{point.forgetting.mean:.3f}",
-            f"{point.costs['weight_change']:.3g}",
-        ]
-        for arm in results.arms
-        for point in arm.points
-    ]
-    headers = ["method", "learning rate", "seeds", "validation loss", *(f"{task}, %" for task in tasks)]
-    return [*headers, "forgetting", "‖ΔW‖"], rows

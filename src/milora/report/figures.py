@@ -13,6 +13,7 @@ from matplotlib import pyplot  # noqa: E402  the backend must be chosen first
 from matplotlib.axes import Axes  # noqa: E402
 
 from milora.comparison.results import Arm  # noqa: E402
+from milora.evaluation.intervals import Ends  # noqa: E402
 from milora.evaluation.scores import Scores  # noqa: E402
 from milora.run.records import StepLoss  # noqa: E402
 
@@ -37,7 +38,7 @@ def draw_loss(losses: Sequence[StepLoss]) -> Drawing:
 
 
 def draw_scores(tasks: dict[str, tuple[Scores, Scores]]) -> Drawing:
-    """The headline before and after training, {task: (base, trained)}, with 95 % intervals."""
+    """The headline before and after training, {task: (base, trained)}, of tasks that are scored in shares."""
 
     def draw(axes: Axes) -> None:
         for place, (label, color) in enumerate((("base", "#adb5bd"), ("trained", "#2a6f97"))):
@@ -45,45 +46,51 @@ def draw_scores(tasks: dict[str, tuple[Scores, Scores]]) -> Drawing:
             axes.bar(
                 [position + offset for position in range(len(tasks))],
                 [100 * metric.value for metric in found],
-                yerr=[196 * (metric.standard_error or 0) for metric in found],
+                yerr=_reach([(metric.value, metric.interval) for metric in found]),
                 width=0.36,
                 label=label,
                 color=color,
                 capsize=4,
             )
         axes.set_xticks(range(len(tasks)), list(tasks))
-        axes.set(ylabel="accuracy, %", ylim=(0, None), xlim=(-1, len(tasks)))
+        axes.set(ylabel="score, %, with 95 % intervals", ylim=(0, None), xlim=(-1, len(tasks)))
         axes.legend()
 
-    return _render(draw, "Accuracy before and after training")
+    return _render(draw, "Scores before and after training")
 
 
-def draw_spectra(spectra: dict[str, list[float]], rank: int) -> Drawing:
-    """Singular values of a few weights, the minor `rank` of them in bold."""
+def draw_spectra(spectra: dict[str, list[float]], trained: dict[str, slice]) -> Drawing:
+    """Singular values of a few weights; the components that an adapter started from, where they are known, in bold."""
 
     def draw(axes: Axes) -> None:
         for name, values in spectra.items():
             (line,) = axes.semilogy(values, linewidth=0.8, label=name.removeprefix("model."))
-            first = len(values) - rank
-            axes.semilogy(range(first, len(values)), values[first:], linewidth=4, color=line.get_color(), alpha=0.6)
-        axes.set(xlabel=f"component (the minor {rank} in bold)", ylabel="singular value")
+            if name in trained:
+                places = range(len(values))[trained[name]]
+                axes.semilogy(places, values[trained[name]], linewidth=4, color=line.get_color(), alpha=0.6)
+        axes.set(xlabel="component" + (" (trained ones in bold)" if trained else ""), ylabel="singular value")
         axes.legend(fontsize="small")
 
     return _render(draw, "Singular values of a few weights")
 
 
+def _reach(found: Sequence[tuple[float, Ends | None]]) -> list[list[float]]:
+    """How far intervals reach below and above their values, in percent; 0 without an interval."""
+    ends = [(value, *(ends or (value, value))) for value, ends in found]
+    return [[100 * (value - low) for value, low, _ in ends], [100 * (high - value) for value, _, high in ends]]
+
+
 def draw_scores_by_rate(arms: list[Arm], task: str) -> Drawing:
-    """Score against learning rate, one line per arm, with 95 % intervals over seeds."""
+    """Score against learning rate, one line per arm, with the intervals of the table."""
 
     def draw(axes: Axes) -> None:
         for arm, style in zip(arms, _styles(), strict=False):
             rates = [point.learning_rate for point in arm.points if task in point.scores]
             found = [point.scores[task] for point in arm.points if task in point.scores]
-            means = [100 * score.mean for score in found]
-            halves = [100 * ((score.high or score.mean) - score.mean) for score in found]
-            axes.errorbar(rates, means, yerr=halves, label=arm.name, capsize=3, **style)
+            means, reach = [100 * score.mean for score in found], _reach([(one.mean, one.ends) for one in found])
+            axes.errorbar(rates, means, yerr=reach, label=arm.name, capsize=3, **style)
         _scale_rates(axes, arms)
-        axes.set(xlabel="learning rate", ylabel=f"{task}, %")
+        axes.set(xlabel="learning rate", ylabel=f"{task}, %, with 95 % intervals")
         axes.legend(fontsize="small")
 
     return _render(draw, f"Score on {task} against learning rate")

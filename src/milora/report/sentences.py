@@ -1,59 +1,50 @@
-"""What a comparison shows and what it cannot, in plain sentences."""
+"""What a comparison shows and what it cannot, in plain sentences, each of which follows from its data."""
 
 import math
+from collections.abc import Iterable
 
 from milora.comparison.grid import Grid
-from milora.comparison.results import Arm, Results, Tested
+from milora.comparison.pairs import Reason, Tested, Untested
+from milora.comparison.results import Arm, Results
 from milora.models.embedded import EMBEDDED
+from milora.report.tables import format_p
+from milora.run.recipe import AdapterSection
 
 SIGNIFICANT = 0.05
+REASONS: dict[Reason, str] = {
+    "not scored": "one of the two was not scored on it",
+    "no grades": "it has no grades of single items",
+    "no seed": "they have no finished seed in common",
+    "other items": "they were not asked the same items",
+}
 
 
 def say_what_it_shows(results: Results) -> list[str]:
     """Return one sentence per finding; a difference counts if new seeds would show it too, after Holm's correction."""
     said = [_say_ahead(task, tested) for task, tests in results.tests.items() for tested in tests if _holds(tested)]
     for task, tests in results.tests.items():
-        if tests and not any(map(_holds, tests)):
-            said.append(_say_even(task, tests))
+        said += _say_even(task, tests)
         said += [_say_of_these_models(task, tested) for tested in tests if _holds_here_only(tested)]
     said += _say_edges(results.arms)
-    measured = [(arm.best.forgetting.mean, arm.name) for arm in results.arms if arm.best.forgetting]
-    if measured:
-        least, most = min(measured), max(measured)
-        said.append(
-            f"At its best rate {least[1]} moved least from the base's predictions ({least[0]:.3f} nats per token) "
-            f"and {most[1]} most ({most[0]:.3f}); the floor, a model that forgot nothing, is "
-            f"{results.arms[0].best.floor:.3f}."
-        )
-    return said
+    return said + _say_forgetting(results)
 
 
 def say_what_it_cannot(results: Results, grid: Grid) -> list[str]:
     """Return what the comparison is not evidence of."""
-    recipe, comparison = grid.recipe, grid.comparison
-    said = []
-    if results.missing:
-        said.append(f"{results.missing} runs are not finished: best rates and tests may change.")
-    seeds = len(comparison.seeds)
+    said = _say_failures(results, grid)
+    if len(results.arms) == 1:
+        said.append(f"There is only one method, {results.arms[0].name}, to show: nothing is compared.")
+    said += [_say_untested(task, pair) for task, pairs in results.untested.items() for pair in pairs]
+    seeds = len(grid.comparison.seeds)
     if seeds < 2:
-        said.append("One seed: the results say nothing about other seeds, and there are no intervals over them.")
+        said.append("One seed: the results say nothing about other seeds, and the intervals are for other items alone.")
     elif seeds < 5:
-        said.append(f"{seeds} seeds: intervals over seeds are wide, and only large differences can be shown.")
+        said.append(f"{seeds} seeds: intervals for new seeds are wide, and only large differences can be shown.")
     if results.texts > 1:
         said.append("Forgetting was not measured on one text for all runs: its figures cannot be compared.")
-    said.append(
-        f"It is one model, {recipe.model.name}, one training set, {recipe.data.name}, and one budget: "
-        "it does not say which method is better elsewhere."
-    )
-    if recipe.data.name == "arithmetic":
-        said.append("The problems are synthetic: most of the gain over the base is the format of the answer.")
-    if recipe.model.name == EMBEDDED:
-        said.append(
-            "The embedded model's weights were once stored in 4 bits: its smallest singular directions are largely "
-            "quantization noise, which concerns MiLoRA and MiCA most."
-        )
-    if comparison.differs:
-        said.append(f"Not the paper's conditions: {comparison.differs}")
+    said += _say_conditions(grid)
+    if grid.comparison.differs:
+        said.append(f"Not the paper's conditions: {grid.comparison.differs}")
     return said
 
 
@@ -65,43 +56,134 @@ def _holds_here_only(tested: Tested) -> bool:
     return tested.p_items < SIGNIFICANT and not _holds(tested)
 
 
-def _order(tested: Tested) -> tuple[str, str, float]:
+def _order(tested: Tested) -> tuple[str, str, str]:
     ahead, behind = tested.difference.arms
     if tested.difference.difference < 0:
         ahead, behind = behind, ahead
-    return ahead, behind, 100 * abs(tested.difference.difference)
+    return ahead, behind, f"{100 * abs(tested.difference.difference):.1f}"
+
+
+def _say_p(value: float) -> str:
+    return f"p {'' if value < 0.001 else '= '}{format_p(value)}"
 
 
 def _say_ahead(task: str, tested: Tested) -> str:
     ahead, behind, points = _order(tested)
-    return f"{task}: {ahead} is ahead of {behind} by {points:.1f} points (p = {tested.p_seeds:.3f}, new seeds too)."
+    assert tested.p_seeds is not None
+    return f"{task}: {ahead} is ahead of {behind} by {points} points ({_say_p(tested.p_seeds)}, new seeds too)."
 
 
 def _say_of_these_models(task: str, tested: Tested) -> str:
     ahead, behind, points = _order(tested)
     return (
-        f"{task}: these trained models of {ahead} score {points:.1f} points above those of {behind} "
-        f"(p = {tested.p_items:.3f} for new items), but this does not show that new seeds would, too."
+        f"{task}: these trained models of {ahead} score {points} points above those of {behind} "
+        f"({_say_p(tested.p_items)} for new items), but this does not show that new seeds would, too."
     )
 
 
-def _say_even(task: str, tests: list[Tested]) -> str:
+def _say_even(task: str, tests: list[Tested]) -> list[str]:
+    if not tests or any(map(_holds, tests)):
+        return []
+    if not any(tested.difference.differing for tested in tests):
+        return [f"{task}: the methods score the same on every item: nothing here tells them apart."]
     largest = max(100 * abs(tested.difference.difference) for tested in tests)
     showable = [100 * tested.difference.showable for tested in tests if tested.difference.showable is not None]
+    if not showable:
+        return [f"{task}: no pair can be tested for new seeds; these models differ by at most {largest:.1f} points."]
     said = f"{task}: no two methods can be told apart for new seeds; they differ by at most {largest:.1f} points"
-    if showable and math.isfinite(min(showable)):
-        said += f", and this sample could have shown {min(showable):.1f} to {max(showable):.1f}"
-    return f"{said}."
+    if math.isfinite(min(showable)):
+        least, most = f"{min(showable):.1f}", f"{max(showable):.1f}"
+        said += f", and this sample could have shown {least if least == most else f'{least} to {most}'}"
+    return [f"{said}."]
+
+
+def _say_untested(task: str, pair: Untested) -> str:
+    one, other = pair.arms
+    return f"{task}: {one} and {other} are not tested against each other: {REASONS[pair.reason]}."
 
 
 def _say_edges(arms: list[Arm]) -> list[str]:
-    alone = [arm.name for arm in arms if len(arm.points) == 1]
+    alone = [arm.name for arm in arms if len(arm.rates) == 1]
     edged = [arm for arm in arms if arm.at_edge and arm.name not in alone]
-    low = [arm.name for arm in edged if arm.best is arm.points[0]]
-    high = [arm.name for arm in edged if arm.best is arm.points[-1]]
+    low = [arm.name for arm in edged if arm.best.learning_rate == arm.rates[0]]
+    high = [arm.name for arm in edged if arm.best.learning_rate == arm.rates[-1]]
     said = [f"The learning rate was not tuned for {', '.join(alone)}: one rate only."] if alone else []
     return said + [
         f"The best rate of {', '.join(names)} is the {which} of its grid: a better one may be outside."
         for names, which in ((low, "lowest"), (high, "highest"))
         if names
     ]
+
+
+def _say_forgetting(results: Results) -> list[str]:
+    """Ranks are those of the printed figures: what prints alike is not ranked."""
+    measured = {arm.name: f"{arm.best.forgetting.mean:.3f}" for arm in results.arms if arm.best.forgetting}
+    if not measured or results.floor is None:
+        return []
+    least, most = (choose(measured.values(), key=float) for choose in (min, max))
+    if least == most:
+        moved = (
+            f"At the best rate of each, {_join(measured)} moved from the base's predictions to {least} nats per token"
+        )
+    else:
+        first, last = (_join(name for name, value in measured.items() if value == end) for end in (least, most))
+        moved = (
+            f"At the best rate of each, {first} moved least from the base's predictions ({least} nats per token) "
+            f"and {last} most ({most})"
+        )
+    return [f"{moved}; the floor, a model that forgot nothing, is {results.floor:.3f}."]
+
+
+def _say_failures(results: Results, grid: Grid) -> list[str]:
+    said = [
+        f"{run.arm} at learning rate {run.learning_rate:g}, seed {run.seed}, is not a trained run: training diverged "
+        f"at step {run.found.step} ({run.found.what} is not finite)."
+        for run in results.diverged
+    ]
+    if results.missing:
+        are = "1 run is" if results.missing == 1 else f"{results.missing} runs are"
+        said.append(f"{are} not finished: best rates and tests may change.")
+    absent = [name for name in grid.comparison.arms if name not in {arm.name for arm in results.arms}]
+    if absent:
+        said.append(
+            f"{_join(absent)} {'has' if len(absent) == 1 else 'have'} no finished run, and no row in the tables."
+        )
+    return said
+
+
+def _say_conditions(grid: Grid) -> list[str]:
+    recipes = [cell.run.recipe for cell in grid.cells]
+    models = {recipe.model.name for recipe in recipes}
+    sets = {recipe.data.name for recipe in recipes}
+    budgets = {
+        (recipe.training.max_steps, recipe.training.epochs, recipe.training.batch_size, recipe.data.rows)
+        for recipe in recipes
+    }
+    one = [f"one model, {_join(models)}"] if len(models) == 1 else []
+    one += [f"one training set, {_join(sets)}"] if len(sets) == 1 else []
+    one += ["one budget"] if len(budgets) == 1 else []
+    said = [f"It is {', '.join(one)}: it does not say which method is better elsewhere."] if one else []
+    different = [
+        what for what, found in (("models", models), ("training sets", sets), ("budgets", budgets)) if len(found) > 1
+    ]
+    if different:
+        said.append(f"The arms have different {_join(different)}: they do not differ in the method alone.")
+    if sets == {"arithmetic"}:
+        said.append("The problems are synthetic, and a gain over the base includes learning the format of the answer.")
+    if models == {EMBEDDED}:
+        concerned = {cell.arm: None for cell in grid.cells if _starts_at_the_minor_end(cell.run.recipe.adapter)}
+        most = f", which concerns {_join(concerned)} most" if concerned else ""
+        said.append(
+            "The embedded model's weights were once stored in 4 bits: its smallest singular directions are largely "
+            f"quantization noise{most}."
+        )
+    return said
+
+
+def _starts_at_the_minor_end(adapter: AdapterSection) -> bool:
+    return adapter.method == "mica" or (adapter.method == "milora" and adapter.components == "minor")
+
+
+def _join(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

@@ -6,9 +6,11 @@ from typing import Literal
 
 from tabulate import tabulate
 
+from milora.comparison.pairs import Tested
 from milora.comparison.plan import Comparison
-from milora.comparison.results import COSTS, Arm, Results, Tested
+from milora.comparison.results import COSTS, Arm, Point, Results
 from milora.comparison.statistics import Interval
+from milora.evaluation.scores import format_interval
 
 Format = Literal["simple", "github", "latex_booktabs"]
 
@@ -20,47 +22,91 @@ def format_arms(results: Results, comparison: Comparison, form: Format) -> str:
 
 
 def tabulate_arms(results: Results, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows: scores in percent with 95 % intervals over seeds."""
+    """Return the header and the rows: scores in percent, everything measured with its 95 % interval."""
     tasks = list(dict.fromkeys(task for arm in results.arms for task in arm.best.scores))
     printed = {task for figures in comparison.paper.values() for task in figures}
     columns = [(task, who) for task in tasks for who in (("ours", "paper") if task in printed else ("ours",))]
-    headers = ["method", "learning rate", "validation loss"]
+    headers = ["method", "learning rate", "seeds", "validation loss"]
     headers += [f"{task}, %" if who == "ours" else f"{task}, paper" for task, who in columns]
     headers += ["forgetting", "‖ΔW‖", "seconds", "GB", "trainable"]
     blank = ["–"] * 5
-    base = [percent(results.base[task]) if who == "ours" and task in results.base else "–" for task, who in columns]
-    rows = [["base", "–", "–", *base, *blank]] if results.base else []
+    base = [_percent(results.base.get(task)) if who == "ours" else "–" for task, who in columns]
+    rows = [["base", "–", "–", "–", *base, *blank]] if results.base else []
     for arm in results.arms:
         best = arm.best
         paper = comparison.paper.get(arm.name, {})
         scores = [
-            _percent_of(best.scores.get(task)) if who == "ours" else f"{paper[task]:.1f}" if task in paper else "–"
+            _percent(best.scores.get(task)) if who == "ours" else f"{paper[task]:.1f}" if task in paper else "–"
             for task, who in columns
         ]
-        rows.append([arm.name, _rate(arm), _spread(best.validation_loss, 3), *scores, *_costs(arm)])
+        seeds = f"{len(best.seeds)}"
+        rows.append([arm.name, _rate(arm), seeds, _nats(best.validation_loss), *scores, *_costs(arm)])
     return headers, rows
+
+
+def tabulate_points(results: Results, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows: every planned rate of every method, means over the seeds that are finished."""
+    tasks = list(results.tests)
+    headers = ["method", "learning rate", "seeds", "validation loss", *(f"{task}, %" for task in tasks)]
+    rows = []
+    for name in comparison.arms:
+        found = next((arm for arm in results.arms if arm.name == name), None)
+        for rate in comparison.rates(name):
+            point = next((point for point in found.points if point.learning_rate == rate), None) if found else None
+            best = " (best)" if found and point is found.best else ""
+            seeds = f"{len(point.seeds) if point else 0} of {len(comparison.seeds)}"
+            rows.append([name, f"{rate:g}{best}", seeds + _say_diverged(results, name, rate), *_measured(point, tasks)])
+    return [*headers, "forgetting", "‖ΔW‖"], rows
+
+
+def _measured(point: Point | None, tasks: list[str]) -> list[str]:
+    if point is None:
+        return ["–"] * (len(tasks) + 3)
+    return [
+        f"{point.validation_loss.mean:.3f}",
+        *(f"{100 * point.scores[task].mean:.1f}" if task in point.scores else "–" for task in tasks),
+        "–" if point.forgetting is None else f"{point.forgetting.mean:.3f}",
+        f"{point.costs['weight_change']:.3g}",
+    ]
+
+
+def _say_diverged(results: Results, arm: str, rate: float) -> str:
+    steps = [str(run.found.step) for run in results.diverged if (run.arm, run.learning_rate) == (arm, rate)]
+    return f"; {len(steps)} diverged, at step {', '.join(steps)}" if steps else ""
 
 
 def tabulate_tests(tests: list[Tested]) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of a task's paired tests, in points, with Holm's p-values."""
-    headers = ["pair", "difference", "95 % interval", "p, these models", "p, new seeds too", "showable"]
+    headers = [
+        "pair",
+        "seeds × items",
+        "difference",
+        "95 % interval",
+        "p, these models",
+        "p, new seeds too",
+        "showable",
+    ]
     rows = []
     for tested in tests:
         found = tested.difference
         between = "–" if found.low is None or found.high is None else f"{100 * found.low:.1f} … {100 * found.high:.1f}"
-        seeds = "–" if tested.p_seeds is None else f"{tested.p_seeds:.3f}"
-        showable = "–" if found.showable is None else f"{100 * found.showable:.1f}"
         rows.append(
             [
                 f"{found.arms[0]} − {found.arms[1]}",
-                f"{100 * found.difference:+.1f}",
+                f"{found.seeds} × {found.items}",
+                f"{100 * found.difference:+.1f}" if found.difference else "0.0",
                 between,
-                f"{tested.p_items:.3f}",
-                seeds,
-                showable,
+                format_p(tested.p_items),
+                "–" if tested.p_seeds is None else format_p(tested.p_seeds),
+                "–" if found.showable is None else f"{100 * found.showable:.1f}",
             ]
         )
     return headers, rows
+
+
+def format_p(value: float) -> str:
+    """A p-value is never 0."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def format_tests(results: Results, form: Format) -> str:
@@ -91,28 +137,21 @@ def format_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _percent(found: Interval | None) -> str:
+    return "–" if found is None else format_interval(found.mean, found.ends, 100, 1)
 
 
-def _percent_of(found: Interval | None) -> str:
-    if found is None:
-        return "–"
-    return _spread(found, 1, unit=100)
-
-
-def _spread(found: Interval, digits: int, unit: float = 1) -> str:
-    half = "" if found.high is None else f" ± {unit * (found.high - found.mean):.{digits}f}"
-    return f"{unit * found.mean:.{digits}f}{half}"
+def _nats(found: Interval) -> str:
+    return format_interval(found.mean, found.ends, 1, 3)
 
 
 def _rate(arm: Arm) -> str:
-    return f"{arm.best.learning_rate:g}" + (" (only)" if len(arm.points) == 1 else " (edge)" if arm.at_edge else "")
+    return f"{arm.best.learning_rate:g}" + (" (only)" if len(arm.rates) == 1 else " (edge)" if arm.at_edge else "")
 
 
 def _costs(arm: Arm) -> list[str]:
     best, costs = arm.best, arm.best.costs
-    forgetting = "–" if best.forgetting is None else _spread(best.forgetting, 3)
+    forgetting = "–" if best.forgetting is None else _nats(best.forgetting)
 
     def show(key: str, form: str, unit: float = 1) -> str:
         return format(costs[key] / unit, form)
