@@ -47,13 +47,24 @@ def test_a_run_says_what_it_trains_on_and_how_to_load_the_result(finished):
     assert "training on 64 rows, 8 held out; " in done.stderr and "8 steps of 4 rows; template plain" in done.stderr
     (example,) = [line for line in done.stderr.splitlines() if line.startswith("first row: ")]
     assert example.startswith("first row: 'Question: ") and "Answer:⟦ " in example and example.endswith("<|im_end|>⟧'")
-    assert f"load     PeftModel.from_pretrained(base, '{run}/export/lora')" in done.stdout
+    load = done.stdout.partition("to load it:\n")[2]
+    names = {}
+    exec(load, names)
+    assert (
+        isinstance(names["model"], PeftModel)
+        and len(load.splitlines()) == 3
+        and load in (run / "report.html").read_text()
+    )
 
 
 def test_report_is_one_page_with_pictures_and_its_caveat(finished):
     _, run = finished
     page = (run / "report.html").read_text()
-    assert page.count("<svg") == 3 and "not evidence of" in page and "http" not in page.split("</style>")[0]
+    assert (
+        page.count("<svg") == 3
+        and "What this run is evidence of, and what it is not" in page
+        and "http" not in page.split("</style>")[0]
+    )
     for word in ("arithmetic", "Loss on held-out rows", "Samples", "extra=forbid"):
         assert (word in page) == (word != "extra=forbid")
 

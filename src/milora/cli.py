@@ -229,16 +229,14 @@ def run_(
 
     A recipe says itself what code may run; the two flags are for a run directory.
     """
-    from milora.evaluation.scores import format_table
     from milora.pipeline import locate_recipe, run_all
     from milora.run.directory import Permissions
 
     permissions = Permissions(trust_remote_code, allow_code_execution)
     finished = run_all(locate_recipe(recipe, overrides or [], runs, permissions))
     if finished is not None:
-        typer.echo(format_table(finished.scores))
-        typer.echo(f"exported {finished.exported}\nreport   {finished.report}")
-        typer.echo(f"load     {finished.how_to_load}")
+        typer.echo(finished.outcome)
+        typer.echo(f"exported {finished.exported}\nreport   {finished.report}\nto load it:\n{finished.how_to_load}")
 
 
 @app.command("runs")

@@ -19,23 +19,25 @@ from milora.method.analysis import measure_spectra
 from milora.method.errors import MiloraError
 from milora.method.options import Export, Scheduler
 from milora.models.base import load_model
+from milora.models.card import say_how_to_load
 from milora.models.export import export_run
 from milora.report.comparison_page import write_results
+from milora.report.outcome import format_outcome
 from milora.report.run_page import write_report
 from milora.run.directory import Permissions, RunDirectory, create_run, is_run, locked, open_run
 from milora.run.identity import Identity, identify
 from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import load_recipe
-from milora.run.records import CellRecord, Spectra
+from milora.run.records import CellRecord, Spectra, TrainingRecord
 from milora.training.prepare import locate
 from milora.training.train import train
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What the main job leaves: all scores, the exported adapter or model, how to load that, and the report."""
+    """What the main job leaves: its outcome in words, the exported adapter or model, how to load it, the report."""
 
-    scores: list[Scores]
+    outcome: str
     exported: Path
     how_to_load: str
     report: Path
@@ -100,10 +102,9 @@ def run_all(run: RunDirectory) -> Finished | None:
             run.write(Spectra(measure_spectra(load_model(run.recipe.model))))
         form: Export = "merged" if run.recipe.adapter.method == "full" else "lora"
         exported = export_run(run, form, run.export(form))
-        load = f"AutoModelForCausalLM.from_pretrained({str(exported)!r})"
-        if form == "lora":
-            load = f"PeftModel.from_pretrained(base, {str(exported)!r})  # peft; base: {run.recipe.model.name}"
-        return Finished(scores, exported, load, write_report(run, scores))
+        load = say_how_to_load(run.recipe.model, form, str(exported))
+        outcome = format_outcome(run.read(TrainingRecord), scores)
+        return Finished(outcome, exported, load, write_report(run, scores, load))
 
 
 def compare(grid: Grid, *, jobs: int, scheduler: Scheduler, gpus: float) -> Compared:

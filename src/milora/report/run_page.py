@@ -11,13 +11,15 @@ from jinja2 import PackageLoader
 from milora.evaluation.benchmarks import GROUPS
 from milora.evaluation.evaluate import locate_samples
 from milora.evaluation.forgetting import FORGETTING
-from milora.evaluation.scores import Sample, Scores, format_metric, read_samples
+from milora.evaluation.scores import INTERVALS, Sample, Scores, format_metric, read_samples
 from milora.evaluation.target import target_of_run
 from milora.method.files import write_text
 from milora.method.initialization import InitializationReport
 from milora.report.figures import draw_loss, draw_scores, draw_spectra
+from milora.report.outcome import describe_run, say_evidence
 from milora.run.directory import RunDirectory
 from milora.run.environment import Environment
+from milora.run.recipe import AdapterSection
 from milora.run.records import Spectra, TrainingRecord
 
 SHOWN = 5  # samples of each task
@@ -33,33 +35,54 @@ class Pair:
     trained_is_right: bool | None
 
 
-def write_report(run: RunDirectory, found: Sequence[Scores]) -> Path:
+def write_report(run: RunDirectory, found: Sequence[Scores], how_to_load: str) -> Path:
     """Write the run's page: scores, loss, spectra, samples, costs, and what the run is not evidence of.
 
-    `found` are the base's and the trained model's scores.
+    `found` are the base's and the trained model's scores, `how_to_load` the lines of Python that load the export.
     """
     training = run.read(TrainingRecord)
     base = {scores.task: scores for scores in found if scores.who == "base"}
     trained = {scores.task: scores for scores in found if scores.who == "trained"}
     tasks = {task: (base[task], trained[task]) for task in trained if task in base}
-    warnings = run.read(InitializationReport).warnings if run.has(InitializationReport) else []
+    shares = {task: both for task, both in tasks.items() if both[1].unit == "share"}
+    report = run.read(InitializationReport) if run.has(InitializationReport) else InitializationReport({}, 0.0)
+    spectra = run.read(Spectra).weights
     page = render(
         "run.html.jinja",
         recipe=run.recipe,
+        run=run.path.name,
+        what=describe_run(run.recipe),
+        evidence=say_evidence(run.recipe, training),
+        intervals=INTERVALS,
+        how_to_load=how_to_load,
         format_metric=format_metric,
         recipe_yaml=run.recipe.to_yaml(every_key=True),
         environment=run.read(Environment),
         training=training,
         tasks=tasks,
-        warnings=warnings,
+        warnings=report.warnings,
         forgetting=trained.get(FORGETTING),
         samples={task: _pair_samples(run, *both) for task, both in tasks.items() if task not in GROUPS},
         loss=draw_loss(training.losses),
-        scores=draw_scores(tasks) if tasks else None,
-        spectra=draw_spectra(run.read(Spectra).weights, run.recipe.adapter.rank),
+        scores=draw_scores(shares) if shares else None,
+        spectra=draw_spectra(spectra, _find_components(spectra, report, run.recipe.adapter)),
     )
     write_text(run.report, page)
     return run.report
+
+
+def _find_components(
+    spectra: dict[str, list[float]], report: InitializationReport, adapter: AdapterSection
+) -> dict[str, slice]:
+    """Where in its spectrum each adapted weight's components are: not of random ones, nor of a start that is PEFT's."""
+    ranks = {name.removeprefix("base_model.model."): layer.rank for name, layer in report.layers.items()}
+    found = {}
+    for name, values in spectra.items():
+        rank = ranks.get(name)
+        first = {"minor": len(values) - (rank or 0), "principal": 0, "middle": (len(values) - (rank or 0)) // 2}
+        if rank is not None and adapter.components in first:
+            found[name] = slice(first[adapter.components], first[adapter.components] + rank)
+    return found
 
 
 def _pair_samples(run: RunDirectory, base: Scores, trained: Scores) -> list[Pair]:
