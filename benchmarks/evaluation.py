@@ -10,6 +10,7 @@ make the same text). Ours once with the same batch size, once with its own. RUN 
 import argparse
 import json
 import statistics
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,8 @@ def main() -> None:
     if options.out:
         report = {
             "run": target.served,
-            "hardware": {key: getattr(describe_environment(), key) for key in ("processor", "cores", "gpus")},
+            **asdict(describe_environment()),
             "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
             "dtype": target.model.dtype,
             "batch_size": options.batch_size,
             "max_new_tokens": options.max_new_tokens,
