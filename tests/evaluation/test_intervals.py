@@ -4,8 +4,8 @@ import pytest
 from scipy import stats
 
 from milora.evaluation.intervals import interval_of, interval_of_average, wilson
-from milora.evaluation.scores import Metric, average, format_metric, measure
-from tests.made_runs import ENVIRONMENT, Scores, Settings
+from milora.evaluation.scores import Metric, Scores, Settings, average, format_metric, measure
+from tests.made_runs import ENVIRONMENT
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 80])

@@ -18,7 +18,15 @@ from milora.report.figures import (
 )
 from milora.report.run_page import render
 from milora.report.sentences import say_what_it_cannot, say_what_it_shows
-from milora.report.tables import format_arms, format_csv, format_tests, tabulate_arms, tabulate_points, tabulate_tests
+from milora.report.tables import (
+    INTERVALS,
+    format_arms,
+    format_csv,
+    format_tests,
+    tabulate_arms,
+    tabulate_points,
+    tabulate_tests,
+)
 from milora.run.environment import Environment
 
 
@@ -48,6 +56,7 @@ def write_results(grid: Grid, results: Results) -> Path:
         headers=headers,
         rows=rows,
         floor=results.floor,
+        intervals=INTERVALS,
         tests={task: tabulate_tests(found) for task, found in results.tests.items()},
         drawings=list(drawings.values()),
         grid_headers=grid_headers,

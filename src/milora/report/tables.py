@@ -12,13 +12,19 @@ from milora.comparison.results import COSTS, Arm, Point, Results
 from milora.comparison.statistics import Interval
 from milora.evaluation.scores import format_interval
 
+INTERVALS = (
+    "In parentheses: 95 % intervals. Those of scores are for new items and, with several seeds, new seeds too: "
+    "Wilson's where each grade is right or wrong, Student's otherwise. Those of losses and forgetting are Student's "
+    "over seeds. The base's are for new items."
+)
 Format = Literal["simple", "github", "latex_booktabs"]
 
 
 def format_arms(results: Results, comparison: Comparison, form: Format) -> str:
     """Each arm at its best learning rate, the base first, the paper's figure beside ours if there is one."""
     headers, rows = tabulate_arms(results, comparison)
-    return tabulate(rows, headers, tablefmt=form, disable_numparse=True, stralign="right")
+    table = tabulate(rows, headers, tablefmt=form, disable_numparse=True, stralign="right")
+    return table if form == "latex_booktabs" else f"{table}\n\n{INTERVALS}"
 
 
 def tabulate_arms(results: Results, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
