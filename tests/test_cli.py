@@ -1,5 +1,6 @@
 """The commands from end to end, and every bad input: two lines on stderr, exit code 2, no traceback."""
 
+import html
 import json
 import os
 import shutil
@@ -47,14 +48,12 @@ def test_a_run_says_what_it_trains_on_and_how_to_load_the_result(finished):
     assert "training on 64 rows, 8 held out; " in done.stderr and "8 steps of 4 rows; template plain" in done.stderr
     (example,) = [line for line in done.stderr.splitlines() if line.startswith("first row: ")]
     assert example.startswith("first row: 'Question: ") and "Answer:⟦ " in example and example.endswith("<|im_end|>⟧'")
-    load = done.stdout.partition("to load it:\n")[2]
+    load = done.stdout.partition("to load it:\n")[2].strip()
     names = {}
     exec(load, names)
-    assert (
-        isinstance(names["model"], PeftModel)
-        and len(load.splitlines()) == 3
-        and load in (run / "report.html").read_text()
-    )
+    assert isinstance(names["model"], PeftModel) and len(load.splitlines()) == 3
+    assert load in html.unescape((run / "report.html").read_text())
+    assert "PeftModel.from_pretrained(" in (run / "export" / "lora" / "README.md").read_text()
 
 
 def test_report_is_one_page_with_pictures_and_its_caveat(finished):
