@@ -12,6 +12,7 @@ from peft.optimizers import create_loraplus_optimizer
 from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer  # type: ignore[attr-defined]  # TRL declares its public names lazily
 
@@ -71,9 +72,9 @@ class RecipeTrainer(SFTTrainer):
     ) -> Any:
         """Return the loss; TRL's own, whose head scores every position on a CPU, only where its kernels run."""
         if torch.accelerator.is_available() or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        assert self.model is not None
-        loss = loss_of_trained_tokens(model, self.model.get_output_embeddings(), inputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        head = cast(PreTrainedModel, self.model).get_output_embeddings()  # type: ignore[no-untyped-call]
+        loss = loss_of_trained_tokens(model, head, inputs, num_items_in_batch)
         # The count is that of all processes, over which gradients are averaged.
         return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
 
