@@ -28,6 +28,7 @@ from initialization import clock
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
+from milora.method.files import write_json
 from milora.run.environment import describe_environment
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 11008, 32000
@@ -161,7 +162,7 @@ def main() -> None:
         report |= measure(Path(folder), options.layers)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        write_json(options.out, report)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ make the same text). Ours once with the same batch size, once with its own. RUN 
 """
 
 import argparse
-import json
 import statistics
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +24,7 @@ from milora.evaluation.generation.local import LocalBackend
 from milora.evaluation.generation.request import Request
 from milora.evaluation.generation.wide import widen
 from milora.evaluation.target import resolve_target
+from milora.method.files import format_json, write_json
 from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.run.environment import describe_environment
 
@@ -37,7 +37,7 @@ def loop(
     completions: list[str] = []
     decoding = requests[0].decoding
     for start in range(0, len(requests), batch_size):
-        prompts = [request.prompt for request in requests[start : start + batch_size]]
+        prompts = [request.text for request in requests[start : start + batch_size]]
         inputs = tokenizer(prompts, return_tensors="pt", padding=True)
         stops = {"stop_strings": list(decoding.stops), "tokenizer": tokenizer} if decoding.stops else {}
         with torch.no_grad():
@@ -54,12 +54,22 @@ def loop(
 
 
 def complete(backend: LocalBackend, requests: list[Request]) -> dict[int, str]:
-    return {index: text for part in backend.complete(requests, ()) for index, text in part.items()}
+    return {index: found.text for part in backend.complete(requests, ()) for index, found in part.items()}
 
 
-def requests_of(benchmark: Benchmark, data_dir: str | None, limit: int, max_new_tokens: int | None) -> list[Request]:
+def requests_of(
+    benchmark: Benchmark,
+    tokenizer: PreTrainedTokenizerBase,
+    data_dir: str | None,
+    limit: int,
+    max_new_tokens: int | None,
+) -> list[Request]:
     decoding = benchmark.decoding(min(max_new_tokens or benchmark.max_new_tokens, benchmark.max_new_tokens))
-    return [Request(benchmark.prompt.render(row.prompt), decoding) for row in benchmark.load(data_dir, limit)]
+    prompt = benchmark.prompt
+    return [
+        Request(prompt.render(row.prompt), tuple(prompt.encode_prompt(tokenizer, row.prompt)), decoding)
+        for row in benchmark.load(data_dir, limit)
+    ]
 
 
 def main() -> None:
@@ -84,7 +94,7 @@ def main() -> None:
     }
     rows: list[dict[str, Any]] = []
     for name in options.tasks:
-        requests = requests_of(BENCHMARKS[name], options.data_dir, options.limit, options.max_new_tokens)
+        requests = requests_of(BENCHMARKS[name], tokenizer, options.data_dir, options.limit, options.max_new_tokens)
         seconds: dict[str, list[float]] = {name: [] for name in ("loop", *backends)}
         equal = 0
         for _ in range(options.repetitions):
@@ -100,7 +110,7 @@ def main() -> None:
             ratios = [theirs / own for theirs, own in zip(seconds["loop"], times, strict=True)]
             row[f"{backend_name}: ratio"] = statistics.median(ratios)
         rows.append(row)
-        print(json.dumps(row), flush=True)
+        print(format_json(row), flush=True)
     if options.out:
         report = {
             "run": target.served,
@@ -111,7 +121,7 @@ def main() -> None:
             "max_new_tokens": options.max_new_tokens,
             "rows": rows,
         }
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(options.out, report)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Residuals are relative to σ_max, as in the certificate.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from milora.method.decomposition import Factors, decompose_weight
+from milora.method.files import write_json
 from milora.method.initialization import initialize_lora_milora_weights
 from milora.method.solver.certificate import Band, certify
 from milora.run.environment import describe_environment
@@ -308,7 +308,7 @@ def main() -> None:
             print("no --model DIR: real weights are skipped")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        write_json(options.out, report)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@
 """
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import asdict
@@ -17,6 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import milora
+from milora.method.files import write_json
 from milora.models.base import load_model
 from milora.models.embedded import EMBEDDED
 from milora.run.environment import describe_environment
@@ -126,7 +126,7 @@ def main() -> None:
     if arguments.out:
         environment = asdict(describe_environment()) | {"threads": torch.get_num_threads()}
         result = {**environment, "drift": drifts, "step_time_over_lora": ratios}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(arguments.out, result)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ SIGNATURES = [
     ("transformers", "Cache.batch_repeat_interleave", "self repeats", GENERATOR),
     ("transformers", "Cache.batch_select_indices", "self indices", GENERATOR),
     ("lm_eval.evaluator", "get_git_commit_hash", "", "evaluation/harness.py"),
+    ("lm_eval.tasks._yaml_loader", "load_yaml", "path …", "evaluation/harness.py"),
     (
         "lm_eval.models.huggingface",
         "HFLM._model_generate",

@@ -30,7 +30,7 @@ TrustCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model of a run or a checkpoint.")
 ]
 AllowPrograms = Annotated[
-    bool, typer.Option("--allow-code-execution", help="Let humaneval run programs that the model writes.")
+    bool, typer.Option("--allow-code-execution", help="Let tasks run programs that the model writes.")
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that contains run directories.")]
 

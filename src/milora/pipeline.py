@@ -12,7 +12,8 @@ from milora.comparison.grid import Cell, Grid, describe_cost
 from milora.comparison.results import Results, collect_results
 from milora.comparison.schedule import Job, run_here, run_on_ray
 from milora.data.rows import list_files
-from milora.evaluation.evaluate import check_evaluation, evaluate
+from milora.evaluation.check import check_evaluation
+from milora.evaluation.evaluate import evaluate
 from milora.evaluation.scores import Scores
 from milora.evaluation.target import target_of_run
 from milora.method.analysis import measure_spectra

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from milora import MiloraError
 from milora.data.rows import load_rows
 from milora.evaluation.benchmarks.humaneval import grade_programs
+from milora.evaluation.evaluate import evaluate
 from milora.evaluation.sandbox import programs
 from milora.evaluation.sandbox.programs import run_program, run_programs
+from milora.evaluation.target import Target, resolve_target
+from milora.run.recipe import EvaluationSection
 
 HOSTILE = {
     "endless loop": "import time\nend = time.time() + 30\nwhile time.time() < end: pass",
@@ -158,8 +162,12 @@ def test_files_of_the_user_cannot_be_read(canary, layers):
 
 def test_a_sandbox_that_cannot_start_is_no_score(monkeypatch, tmp_path):
     monkeypatch.setattr(programs, "SCRIPT", tmp_path / "missing.py")
-    with pytest.raises(RuntimeError, match="cannot run an empty program"):
+    with pytest.raises(MiloraError, match="cannot start here"):
         run_programs(["x = 1"])
+    section = EvaluationSection(tasks=["humaneval"], allow_code_execution=True)
+    monkeypatch.setattr(Target, "load", lambda _: pytest.fail("the model was loaded"))
+    with pytest.raises(MiloraError, match="cannot start here"):
+        evaluate(resolve_target(str(tmp_path)), section)
 
 
 def test_honest_programs_pass():

@@ -37,6 +37,9 @@ class Template(Protocol):
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt: the messages, up to where the assistant's next answer starts."""
 
+    def encode_prompt(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+        """Return the prompt as tokens: those that `encode` has before the next answer."""
+
     def encode(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
         """Return the whole conversation as tokens.
 
@@ -68,16 +71,18 @@ class TextTemplate:
             )
         return self.text.replace("{question}", messages[0].text)
 
+    def encode_prompt(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+        # The texts have no control tokens of their own: one in a row is ordinary text.
+        prompt: list[int] = tokenizer(self.render(messages), split_special_tokens=True)["input_ids"]
+        return prompt[:-1] if prompt and prompt[-1] == tokenizer.eos_token_id else prompt
+
     def encode(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
         """Prompt, answer and EOS; the answer is tokenized apart from the prompt.
 
         So no token straddles the boundary: every answer token is trained, and the prompt's tokens are those of
         evaluation. Plain text has no prompt but a tokenizer's BOS.
         """
-        # The texts have no control tokens of their own: one in a row is ordinary text.
-        prompt: list[int] = tokenizer(self.render(conversation.prompt), split_special_tokens=True)["input_ids"]
-        if prompt and prompt[-1] == tokenizer.eos_token_id:
-            prompt = prompt[:-1]
+        prompt = self.encode_prompt(tokenizer, conversation.prompt)
         text = self.answer_prefix + conversation.answer if conversation.prompt else conversation.answer
         answer: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         answer = [*answer, tokenizer.eos_token_id]
@@ -111,6 +116,9 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message]) -> str:
         return str(_render(self.tokenizer, _as_dicts(messages), tokenize=False, add_generation_prompt=True))
 
+    def encode_prompt(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+        return _tokenize(tokenizer, messages, add_generation_prompt=True)
+
     def encode(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
         messages = conversation.messages
         if len(messages) == 1:
@@ -123,7 +131,7 @@ class ChatTemplate:
         for index, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            before = _tokenize(tokenizer, messages[:index], add_generation_prompt=True)
+            before = self.encode_prompt(tokenizer, messages[:index])
             through = _tokenize(tokenizer, messages[: index + 1])
             for prefix in (before, through):
                 if ids[: len(prefix)] != prefix:

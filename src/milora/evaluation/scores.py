@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Literal
 
-from pydantic_core import to_json
+from pydantic_core import to_jsonable_python
 
 from milora.evaluation.graders.grade import Grade
 from milora.evaluation.intervals import Ends, interval_of, interval_of_average
-from milora.method.files import write_text
+from milora.method.files import format_json, write_text
 from milora.run.directory import ScoreFolder, adapter_of
 from milora.run.environment import Environment
 
@@ -30,7 +30,8 @@ class Settings:
     """What decides a score.
 
     `model` is the digest of what was scored (base, dtype, quantization, adapter), `version` that of the task: of its
-    prompt, decoding and grading. `data` is the digest of local data files.
+    prompt, decoding and grading. `data` is the digest of local data files. `server` is what a server says of itself.
+    `fewshot` counts worked examples in a prompt of lm-eval, None: as many as the task has.
     """
 
     model: str
@@ -43,6 +44,8 @@ class Settings:
     stops: tuple[str, ...] = ()
     batch_size: int | Literal["auto"] = "auto"
     backend: str = "hf"
+    server: str | None = None
+    fewshot: int | None = None
     text: str | None = None
 
 
@@ -60,7 +63,9 @@ class Scores:
     """One task's scores: metrics by name, of which `primary` is the headline.
 
     `who` is what was scored: base, trained, or checkpoint-N. `differ` counts samples on which graders disagree,
-    `no_answer` those in which the primary grader found none. `confinement` names what held programs that a model wrote.
+    `no_answer` those in which the primary grader found none, `truncated` completions that ended at the limit of new
+    tokens, and `unfit` prompts that are longer than the model's context: they are counted as wrong, and by lm-eval cut
+    at their start. `confinement` names what held programs that a model wrote.
     """
 
     task: str
@@ -73,6 +78,8 @@ class Scores:
     unit: Unit = "share"
     differ: int | None = None
     no_answer: int | None = None
+    truncated: int | None = None
+    unfit: int | None = None
     cost: Cost | None = None
     confinement: str | None = None
 
@@ -123,13 +130,15 @@ def average(name: str, parts: Sequence[Scores]) -> Scores:
         environment=first.environment,
         differ=sum(part.differ or 0 for part in parts),
         no_answer=sum(part.no_answer or 0 for part in parts),
+        truncated=sum(part.truncated or 0 for part in parts),
+        unfit=sum(part.unfit or 0 for part in parts),
     )
 
 
 def write_scores(folder: ScoreFolder, scores: Scores, samples: Sequence[Sample]) -> None:
     """Write the samples, and then the scores, which say that all is there."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    lines = (to_json(sample).decode() for sample in samples)
+    lines = (format_json(to_jsonable_python(sample)) for sample in samples)
     write_text(folder.samples, "".join(f"{line}\n" for line in lines))
     folder.write(scores)
 
@@ -141,7 +150,11 @@ def read_samples(folder: ScoreFolder) -> list[Sample]:
 
 
 def format_table(found: Iterable[Scores]) -> str:
-    """A plain table: every metric and its 95 % interval, in percent or nats, for each who; the headline first."""
+    """A plain table: every metric and its 95 % interval, in percent or nats, for each who; the headline first.
+
+    Below them, if there are any, the numbers of completions that ended at the limit of new tokens, and of prompts that
+    were too long.
+    """
     rows: dict[str, dict[str, Scores]] = {}
     for scores in found:
         rows.setdefault(scores.task, {})[scores.who] = scores
@@ -152,6 +165,10 @@ def format_table(found: Iterable[Scores]) -> str:
         for metric in sorted(first.metrics, key=lambda metric: (metric != first.primary, metric)):
             head = f"{task:<16}{metric:<16}{first.count:>6}" if metric == first.primary else f"{'':<16}{metric:<22}"
             lines.append(head + "".join(f"{_cell(row.get(who), metric):>24}" for who in whos))
+        for count in ("truncated", "unfit"):
+            counts = {who: getattr(scores, count) for who, scores in row.items()}
+            if any(counts.values()):
+                lines.append(f"{'':<16}{count:<22}" + "".join(f"{counts.get(who) or 0:>24}" for who in whos))
     return "\n".join([*lines, INTERVALS])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from milora.data.templates import choose_template
 from milora.method.errors import MiloraError
@@ -63,16 +63,32 @@ class Target:
         text = json.dumps([content, adapter, self.form], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the model's tokenizer, or that of an adapter which is not a run's and has its own."""
+        if self.adapter and self.recipe is None and (self.adapter / "tokenizer_config.json").is_file():
+            return load_tokenizer(self.model.model_copy(update={"name": str(self.adapter), "revision": None}))
+        return load_tokenizer(self.model)
+
     def load(self) -> PreTrainedModel | PeftModel:
         """Return the model in eval mode, with its adapter as servers hold one.
 
         An intact adapter becomes the ordinary LoRA that it exports, and a LoRA takes its base's dtype: no layer then
         sums factors or casts in a pass. Others are loaded as they train.
+
+        Raises:
+            MiloraError: the model or the adapter cannot be loaded, or the tokenizer has more tokens than the model.
         """
         model = load_model(self.model)  # which from_pretrained leaves in eval mode
         if self.adapter is None:
             return model
         tuned = attach_adapter(model, self.adapter, self.form)
+        tokens, rows = len(self.load_tokenizer()), tuned.get_input_embeddings().weight.shape[0]
+        if tokens > rows:
+            raise MiloraError(
+                f"the tokenizer of {self.adapter} has {tokens} tokens, and its model embeds {rows}: the adapter was "
+                "saved without the embeddings of its new tokens",
+                "save it with save_embedding_layers=True",
+            )
         config = tuned.active_peft_config
         if type(config) is not LoraConfig or config.use_dora or self.form == "residual":
             return tuned

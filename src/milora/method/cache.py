@@ -58,7 +58,7 @@ class FactorCache:
         largest = torch.tensor(factors.largest, dtype=torch.float64)
         tensors = {"B": factors.B, "A": factors.A, "S": factors.singular_values, "largest": largest}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        certificate = json.dumps(asdict(factors.certificate))
+        certificate = json.dumps(asdict(factors.certificate), allow_nan=False)
         metadata = {"certificate": certificate, "sha256": _checksum(tensors, certificate)}
         try:
             with replacing(path) as unfinished:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -55,7 +56,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, format_json(content, indent=1) + "\n")
+
+
+def format_json(content: Any, indent: int | None = None) -> str:
+    """Return plain data as JSON, which has no NaN and no infinity: they are written as strings, such as "NaN".
+
+    `float("NaN")` reads them back, and so do the types of records.
+    """
+    return json.dumps(_spell(content), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _spell(content: Any) -> Any:
+    """Plain data with strings for the numbers that JSON does not have."""
+    if isinstance(content, dict):
+        return {key: _spell(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_spell(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
+    return content
 
 
 def read_json(path: Path) -> Any:

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel, PeftType
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from milora.method.disk.conversion import is_residual_model
 from milora.method.disk.shards import COMPANIONS
@@ -106,6 +108,18 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def context_length(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return how many tokens a prompt and its answer may have together: as the model's config says, else its tokenizer.
+
+    None if neither says, as for models with a recurrent state.
+    """
+    text = _load_config(section).get_text_config()
+    length = getattr(text, "max_position_embeddings", None)
+    if length is None and tokenizer.model_max_length < VERY_LARGE_INTEGER:
+        length = tokenizer.model_max_length
+    return length
+
+
 def attach_adapter(model: PreTrainedModel, adapter: Path, form: Form = "intact") -> PeftModel:
     """Put a trained adapter, MiLoRA's or any other of PEFT's, on its base in eval mode.
 
@@ -120,10 +134,39 @@ def attach_adapter(model: PreTrainedModel, adapter: Path, form: Form = "intact")
         ) from error
     if config.peft_type == PeftType.LORA and config.init_lora_weights in MARKS:
         return load_milora(model, adapter, form=form)
+    rows = stored_rows(model, adapter)
+    if rows is not None:  # its vocabulary may be larger
+        model.resize_token_embeddings(rows, mean_resizing=False)
     with warnings.catch_warnings():
         # AdaLoRA names its ranks by parameter, and PEFT's check reads them as modules; they are applied all the same.
         warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match .*lora_E")
-        return PeftModel.from_pretrained(model, str(adapter)).eval()
+        try:
+            return PeftModel.from_pretrained(model, str(adapter)).eval()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+            raise MiloraError(
+                f"{adapter} does not fit the base that its config names: {reason}", "name the adapter of this base"
+            ) from error
+
+
+def stored_rows(model: PreTrainedModel, adapter: Path) -> int | None:
+    """Return the size of the vocabulary whose input embeddings an adapter's file contains, None if it has none.
+
+    `model` is its base, without the adapter.
+    """
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    file = adapter / "adapter_model.safetensors"
+    if not file.is_file():
+        return None
+    with safe_open(file, "pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118  not a mapping
+            if key.endswith(f".{name}.weight"):
+                rows: int = tensors.get_slice(key).get_shape()[0]
+                return rows
+    return None
 
 
 def linear_names(section: ModelSection) -> list[str]:
@@ -135,14 +178,18 @@ def linear_names(section: ModelSection) -> list[str]:
 
 def load_skeleton(section: ModelSection) -> PreTrainedModel:
     """Build the model from its config alone, its weights on the meta device: names and shapes, no values."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(_load_config(section))  # type: ignore[no-untyped-call]
+    return model
+
+
+def _load_config(section: ModelSection) -> PreTrainedConfig:
     name = resolve_model(section.name)
     with _named(section.name):
-        config = AutoConfig.from_pretrained(
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
             name, revision=section.revision, trust_remote_code=section.trust_remote_code
         )
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    return model
+    return config
 
 
 def locate_checkpoint(section: ModelSection) -> Path:

@@ -4,11 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from pydantic_core import to_json
+from pydantic_core import to_jsonable_python
 
 from milora.comparison.grid import Grid
 from milora.comparison.results import Arm, Results
-from milora.method.files import write_bytes, write_text
+from milora.method.files import write_bytes, write_json, write_text
 from milora.report.figures import (
     Drawing,
     draw_losses,
@@ -37,7 +37,7 @@ def write_results(grid: Grid, results: Results) -> Path:
     shows, cannot = say_what_it_shows(results), say_what_it_cannot(results, grid)
     plan = comparison.model_dump()
     content = {"comparison": plan, **asdict(results), "shows": shows, "cannot_show": cannot}
-    write_bytes(folder / "results.json", to_json(content, indent=1, inf_nan_mode="strings"))
+    write_json(folder / "results.json", to_jsonable_python(content))
     write_text(folder / "points.csv", format_csv(results))
     tables = (format_arms(results, comparison, "github"), format_tests(results, "github"))
     write_text(folder / "table.md", "\n\n".join((*tables, *cannot)) + "\n")

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
-from pydantic_core import to_json
+from pydantic_core import to_jsonable_python
 
 from milora.method.errors import MiloraError
-from milora.method.files import write_bytes, write_text
+from milora.method.files import write_json, write_text
 from milora.method.options import Export
 from milora.run.environment import Environment, describe_environment
 from milora.run.identity import FORMAT, Identity
@@ -96,8 +96,7 @@ class RecordFolder:
         """Write a record, if this is the main process of its launch."""
         if is_main_process():
             self.path.mkdir(parents=True, exist_ok=True)
-            content = to_json(record, indent=1, inf_nan_mode="strings")  # JSON has no infinity
-            write_bytes(self.path / FILES[type(record).__name__], content + b"\n")
+            write_json(self.path / FILES[type(record).__name__], to_jsonable_python(record))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +112,11 @@ class ScoreFolder(RecordFolder):
 
     def all_completions(self) -> list[Path]:
         return sorted(self.path.glob("completions-*.jsonl"))
+
+    def forget(self) -> None:
+        """Delete the scores first, which say that all is there, and then what they were made of."""
+        for file in (self.path / FILES["Scores"], self.samples, *self.all_completions()):
+            file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

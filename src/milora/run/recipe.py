@@ -137,7 +137,9 @@ class EvaluationSection(Section):
     data_dir: str | None = None  # None: data.data_dir
     backend: Backend = "hf"  # in this process, or an OpenAI-compatible endpoint
     url: str | None = None  # the endpoint, …/v1
-    allow_code_execution: bool = False  # HumanEval runs what the model writes
+    allow_code_execution: bool = False  # HumanEval, and some tasks of lm-eval, run what the model writes
+    apply_chat_template: bool = False  # to the prompts of lm-eval's tasks; their worked examples become turns
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None  # worked examples in those prompts; None: the task's number
     forgetting: ForgettingSection = ForgettingSection()
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from milora.evaluation.graders.numbers import corrected_number, official_number
 
 ARITHMETIC = Benchmark(
     name="arithmetic",
-    version=3,
+    version=4,
     prompt=TEMPLATES["plain"],
     grade=grade_text(official_number, corrected_number),
     max_new_tokens=40,

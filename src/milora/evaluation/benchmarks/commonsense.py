@@ -22,7 +22,7 @@ CHOICES = {
 COMMONSENSE = tuple(
     Benchmark(
         name=name,
-        version=3,
+        version=4,
         prompt=PROMPT,
         grade=grade_text(official_choice(CHOICES.get(name, ANSWERS)), corrected_choice(CHOICES.get(name, ANSWERS))),
         max_new_tokens=32,

@@ -13,7 +13,7 @@ STOPS = ("Instruction:", "Instruction", "Response:", "Response")
 
 GSM8K = Benchmark(
     name="gsm8k",
-    version=3,
+    version=4,
     prompt=PROMPT,
     grade=grade_text(official_number, corrected_number),
     max_new_tokens=1024,

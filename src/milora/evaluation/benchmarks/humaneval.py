@@ -27,7 +27,7 @@ def grade_programs(completions: list[str], rows: list[Conversation]) -> Grades:
 
 HUMANEVAL = Benchmark(
     name="humaneval",
-    version=1,
+    version=2,
     prompt=TEMPLATES["alpaca"],
     grade=grade_programs,
     max_new_tokens=1024,

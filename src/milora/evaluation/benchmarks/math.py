@@ -6,7 +6,7 @@ from milora.evaluation.graders.mathematics import corrected_mathematics, last_bo
 
 MATH = Benchmark(
     name="math",
-    version=1,
+    version=2,
     prompt=PROMPT,
     grade=grade_text(
         official_mathematics, corrected_mathematics, gold=lambda answer: last_boxed(answer) or "", limited=True

@@ -10,7 +10,8 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from milora.evaluation.generation.request import Backend, Request
+from milora.evaluation.generation.request import Backend, Completion, Request
+from milora.method.files import format_json
 from milora.run.directory import ScoreFolder
 from milora.run.launch import processes
 
@@ -19,7 +20,7 @@ from milora.run.launch import processes
 class Completed:
     """Completions in the order of their requests; `made` of them by this process now, in `seconds`."""
 
-    texts: list[str]
+    completions: list[Completion]
     made: int
     seconds: float
 
@@ -28,10 +29,15 @@ def complete_all(backend: Backend, requests: Sequence[Request], folder: ScoreFol
     """Complete every request, and append each completion to the folder's file of this process at once.
 
     A killed evaluation resumes from there, and several processes share one. A line is used only if it is whole and was
-    made for the same prompt and decoding.
+    made for the same prompt and decoding. A request without room for a new token is not asked.
     """
     digests = [_digest(request) for request in requests]
     known = _read_known(folder.all_completions(), digests)
+    known |= {
+        index: Completion("", ended=False)
+        for index, request in enumerate(requests)
+        if request.decoding.max_new_tokens == 0
+    }
     launch = processes()
     folder.path.mkdir(parents=True, exist_ok=True)
     started, made = time.perf_counter(), 0
@@ -40,9 +46,9 @@ def complete_all(backend: Backend, requests: Sequence[Request], folder: ScoreFol
         # A kill may have left the last line half-written.
         stream.write("\n")
         for completions in backend.complete(requests, set(known)):
-            for index, text in completions.items():
-                line = {"index": index, "request": digests[index], "completion": text}
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            for index, made_now in completions.items():
+                line = {"index": index, "request": digests[index], "completion": made_now.text, "ended": made_now.ended}
+                stream.write(format_json(line) + "\n")
             stream.flush()
             known.update(completions)
             made += len(completions)
@@ -52,8 +58,8 @@ def complete_all(backend: Backend, requests: Sequence[Request], folder: ScoreFol
     return Completed([known[index] for index in range(len(requests))], made, seconds)
 
 
-def _read_known(files: Sequence[Path], digests: Sequence[str]) -> dict[int, str]:
-    known: dict[int, str] = {}
+def _read_known(files: Sequence[Path], digests: Sequence[str]) -> dict[int, Completion]:
+    known: dict[int, Completion] = {}
     for file in files:
         for line in file.read_text(encoding="utf-8").split("\n"):
             try:
@@ -61,7 +67,7 @@ def _read_known(files: Sequence[Path], digests: Sequence[str]) -> dict[int, str]
             except json.JSONDecodeError:
                 continue
             if entry["index"] < len(digests) and entry["request"] == digests[entry["index"]]:
-                known[entry["index"]] = entry["completion"]
+                known[entry["index"]] = Completion(entry["completion"], entry["ended"])
     return known
 
 

@@ -4,11 +4,14 @@ All private API of lm-eval and of transformers' generation that milora uses is i
 asserts it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+
+from milora.evaluation.generation.request import Completion, Decoding
 
 STRIDE = 16  # tokens between two checks for finished rows
 
@@ -20,14 +23,39 @@ class Generator(HFLM):
     call is still used for sampling, and for models with a recurrent state instead of keys and values.
     """
 
+    def complete(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[Completion]:
+        """Complete prompts of tokens as one batch, left-padded."""
+        width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
+        context = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        tokens = self._model_generate(
+            context.to(self.device),
+            width + decoding.max_new_tokens,
+            list(decoding.stops),
+            attention_mask=mask.to(self.device),
+            do_sample=False,
+            num_beams=decoding.beams,
+        )
+        return [self._read(made, decoding.stops) for made in tokens[:, width:].tolist()]
+
+    def _read(self, made: list[int], stops: Sequence[str]) -> Completion:
+        """The text before the first token that ends one, and before any stop."""
+        ends = self._ends()
+        length = next((place for place, token in enumerate(made) if token in ends), None)
+        text = str(self.tokenizer.decode(made[:length], skip_special_tokens=True))
+        cuts = [place for stop in stops if (place := text.find(stop)) >= 0]
+        return Completion(text[: min(cuts, default=None)], ended=length is not None or bool(cuts))
+
+    def _ends(self) -> list[int]:
+        end = self.model.generation_config.eos_token_id  # one, several or none
+        return end if isinstance(end, list) else [] if end is None else [end]
+
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **decoding: Any) -> Tensor:
         if decoding["do_sample"] or self.model._is_stateful or context.shape[1] == 1:
             tokens: Tensor = super()._model_generate(context, max_length, stop, **decoding)
             return tokens
         attention_mask, beams = decoding.pop("attention_mask"), decoding.pop("num_beams", 1)
         decoding.pop("temperature", None)
-        # The generation_config of a model may set max_new_tokens, which takes precedence over max_length.
-        decoding["max_new_tokens"] = None
         if beams == 1:
             return self._generate_in_strides(context, attention_mask, max_length, stop, decoding)
         # `generate` repeats the prompts for each beam before it computes them; their cache can be repeated instead.
@@ -44,8 +72,7 @@ class Generator(HFLM):
     ) -> Tensor:
         prompt_length = context.shape[1]
         whole = context.new_full((len(context), max_length), self.tokenizer.pad_token_id)
-        end = self.model.generation_config.eos_token_id  # one, several or none
-        ends = context.new_tensor(end if isinstance(end, list) else [] if end is None else [end])
+        ends = context.new_tensor(self._ends())
         rows, tokens, cache = torch.arange(len(context), device=context.device), context, None
         while True:
             length = min(tokens.shape[1] + STRIDE, max_length)

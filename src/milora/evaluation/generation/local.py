@@ -1,16 +1,17 @@
 """Completions by a model in this process."""
 
 from collections.abc import Container, Iterator, Sequence
-from typing import Any, Literal
+from itertools import groupby
+from typing import Literal
 
 import torch
-from lm_eval.api.instance import Instance
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from milora.data.templates import ChatTemplate
 from milora.evaluation.generation.generator import Generator
-from milora.evaluation.generation.request import Decoding, Request
+from milora.evaluation.generation.neutral import ends_of, neutralize
+from milora.evaluation.generation.request import Completion, Request
 from milora.method.errors import MiloraError
 from milora.run.launch import processes
 
@@ -22,7 +23,7 @@ class LocalBackend:
 
     Batches are cut from all requests, whatever is done and however many processes share them: a completion does not
     depend on when or where it was made. `batch_size="auto"` starts large; a batch that runs out of memory is halved.
-    Prompts that a `chat` template rendered have their BOS already, and their answers end at its end of turn.
+    Answers to prompts that a `chat` template rendered end at its end of turn, too.
     """
 
     def __init__(
@@ -37,54 +38,39 @@ class LocalBackend:
         self.processes = processes()
         device = self.processes.device
         self.batch_size = AUTOMATIC.get(device.type, 32) if batch_size == "auto" else batch_size
-        adds_bos = chat is None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-        if chat is not None:
-            _end_with(model, chat.end_of_turn)
+        self.ends = ends_of(model, tokenizer)
         self.harness = Generator(
-            pretrained=model.to(device), tokenizer=tokenizer, batch_size=self.batch_size, add_bos_token=adds_bos
+            pretrained=model.to(device),
+            tokenizer=tokenizer,
+            batch_size=self.batch_size,
+            add_bos_token=tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id],
         )
+        self.end_turns_of(chat)
 
-    def complete(self, requests: Sequence[Request], done: Container[int]) -> Iterator[dict[int, str]]:
-        lengths = [self.count_tokens(request.prompt) for request in requests]
-        order = sorted(range(len(requests)), key=lambda index: (-lengths[index], index))
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+    def end_turns_of(self, chat: ChatTemplate | None) -> None:
+        """From now on let completions end at the end of turn of this template, None: at the model's own ends alone."""
+        neutralize(self.harness.model, list(dict.fromkeys([*self.ends, *([chat.end_of_turn] if chat else [])])))
+
+    def complete(self, requests: Sequence[Request], done: Container[int]) -> Iterator[dict[int, Completion]]:
+        def rank(index: int) -> tuple[int, int, int]:
+            return -requests[index].decoding.max_new_tokens, -len(requests[index].ids), index
+
+        order = sorted((index for index, one in enumerate(requests) if one.decoding.max_new_tokens), key=rank)
+        alike = (list(group) for _, group in groupby(order, lambda index: requests[index].decoding))
+        batches = [
+            part[start : start + self.batch_size] for part in alike for start in range(0, len(part), self.batch_size)
+        ]
         for batch in batches[self.processes.process_index :: self.processes.num_processes]:
             if any(index not in done for index in batch):
                 yield dict(zip(batch, self._generate([requests[index] for index in batch]), strict=True))
 
-    def count_tokens(self, text: str) -> int:
-        return len(self.harness.tok_encode(text))
-
-    def _generate(self, batch: list[Request]) -> list[str]:
-        instances = [
-            Instance("generate_until", {}, (request.prompt, _as_keywords(request.decoding)), index)
-            for index, request in enumerate(batch)
-        ]
+    def _generate(self, batch: list[Request]) -> list[Completion]:
+        """Complete requests with the same decoding."""
         try:
-            completions: list[str] = self.harness.generate_until(instances, disable_tqdm=True)
-            return completions
+            return self.harness.complete([request.ids for request in batch], batch[0].decoding)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise MiloraError("one prompt alone does not fit into memory", "lower max_new_tokens") from error
         torch.cuda.empty_cache()
         half = len(batch) // 2
         return self._generate(batch[:half]) + self._generate(batch[half:])
-
-
-def _end_with(model: PreTrainedModel | PeftModel, token: int) -> None:
-    """Let a token end a completion, beside those that the model's own settings name."""
-    config = model.generation_config
-    assert config is not None
-    ends = config.eos_token_id
-    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    config.eos_token_id = list(dict.fromkeys([*known, token]))
-
-
-def _as_keywords(decoding: Decoding) -> dict[str, Any]:
-    """The harness's generation keywords."""
-    return {
-        "until": list(decoding.stops),
-        "max_gen_toks": decoding.max_new_tokens,
-        "do_sample": False,
-        "num_beams": decoding.beams,
-    }

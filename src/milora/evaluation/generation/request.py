@@ -16,17 +16,23 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt as text, and how it is completed."""
+    """A prompt as text and as the model's tokens, and how it is completed."""
 
-    prompt: str
+    text: str
+    ids: tuple[int, ...]
     decoding: Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What was answered, and whether it ended at EOS or a stop, not at the limit of new tokens."""
+
+    text: str
+    ended: bool
 
 
 class Backend(Protocol):
     """Completes prompts."""
 
-    def complete(self, requests: Sequence[Request], done: Container[int]) -> Iterator[dict[int, str]]:
+    def complete(self, requests: Sequence[Request], done: Container[int]) -> Iterator[dict[int, Completion]]:
         """Yield completions by the index of their request, as they are made; those that are `done` may be left out."""
-
-    def count_tokens(self, text: str) -> int | None:
-        """Return how many tokens a text has, None if the backend cannot say."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from milora.evaluation.sandbox.confinement import landlock_version
+from milora.method.errors import MiloraError
 
 SCRIPT = Path(__file__).with_name("confinement.py")
 FILE_SIZE = 4 * 2**20
@@ -34,13 +35,22 @@ class Outcome:
 def run_programs(sources: list[str]) -> list[Outcome]:
     """Run programs, as many at a time as there are cores; their outcomes in order.
 
-    An empty program goes first: where the sandbox itself cannot start, that is an error and no model's score.
+    Raises:
+        MiloraError: the sandbox itself cannot start, which is not a score of a model.
     """
-    trial = run_program("")
-    if not trial.passed:
-        raise RuntimeError(f"The sandbox cannot run an empty program here ({describe_confinement()}): {trial.reason}")
+    check_sandbox()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(run_program, sources))
+
+
+def check_sandbox() -> None:
+    """Raise unless an empty program runs to its end."""
+    trial = run_program("")
+    if not trial.passed:
+        raise MiloraError(
+            f"the sandbox for a model's programs cannot start here ({describe_confinement()}): {trial.reason}",
+            "allow more memory, processes and open files (ulimit -a), or leave tasks that run programs out",
+        )
 
 
 def run_program(

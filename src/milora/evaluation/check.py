@@ -1,0 +1,70 @@
+"""What can be known before a model is loaded: that tasks exist, may run, have their data, and fit."""
+
+from transformers import PreTrainedTokenizerBase
+
+from milora.data.templates import Template, resolve_template
+from milora.evaluation.benchmarks import BENCHMARKS, GROUPS, Benchmark
+from milora.evaluation.forgetting import check_text
+from milora.evaluation.generation.context import fit
+from milora.evaluation.generation.request import Request
+from milora.evaluation.harness import check_task, find_task
+from milora.evaluation.sandbox.programs import check_sandbox
+from milora.method.errors import MiloraError
+from milora.models.base import context_length, load_tokenizer
+from milora.run.recipe import EvaluationSection, Recipe
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """Raise unless the recipe's tasks can be scored, as far as that can be known before training is paid for."""
+    section = recipe.evaluation
+    check_tasks(section)
+    tasks = expand(section)
+    if not tasks and not section.forgetting.blocks:
+        return
+    tokenizer = load_tokenizer(recipe.model)
+    context = context_length(recipe.model, tokenizer)
+    for name in tasks:
+        if name in BENCHMARKS:
+            _check_rows(BENCHMARKS[name], recipe, tokenizer, context)
+        else:
+            check_task(name, section, tokenizer, context)
+    check_text(section.forgetting, tokenizer, context)
+
+
+def check_tasks(section: EvaluationSection) -> None:
+    """Raise unless all tasks exist and may run."""
+    names = expand(section)
+    running = [name for name in names if name in BENCHMARKS and BENCHMARKS[name].runs_code]
+    if running and not section.allow_code_execution:
+        raise MiloraError(
+            f"{', '.join(running)} runs programs that a model wrote on this machine: in a sandbox, which does not stop "
+            "a determined attack",
+            "set evaluation.allow_code_execution=true (--allow-code-execution), best in a container without secrets",
+        )
+    if running:
+        check_sandbox()
+    for name in names:
+        if name in BENCHMARKS:
+            continue
+        find_task(name)
+        if section.url:
+            raise MiloraError(
+                f"{name} is a task of lm-eval, which runs here with backend=hf", "leave --backend server out"
+            )
+
+
+def expand(section: EvaluationSection) -> list[str]:
+    """Groups → tasks, in order, each once."""
+    return list(dict.fromkeys(name for task in section.tasks for name in GROUPS.get(task, [task])))
+
+
+def _check_rows(benchmark: Benchmark, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int | None) -> None:
+    """Raise unless the rows are there, and the shortest of their prompts fits."""
+    section = recipe.evaluation
+    rows = benchmark.load(section.data_dir or recipe.data.data_dir, section.limit)
+    template: Template = benchmark.prompt
+    if section.prompt == "trained":
+        template = resolve_template(recipe.data.template, lambda: tokenizer)
+    shortest = min((row.prompt for row in rows), key=lambda prompt: sum(len(message.text) for message in prompt))
+    ids = template.encode_prompt(tokenizer, shortest)
+    fit([Request("", tuple(ids), benchmark.decoding(section.max_new_tokens))], None if section.url else context)

@@ -1,0 +1,100 @@
+"""The conditions that a score holds under: everything that decides it, and the folder that belongs to them."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from milora.data.rows import find_file
+from milora.data.sets import NAMED_SETS
+from milora.data.templates import CHAT, describe_template
+from milora.evaluation.benchmarks import BENCHMARKS, Benchmark
+from milora.evaluation.forgetting import FORGETTING
+from milora.evaluation.generation.served import Served, ask_server
+from milora.evaluation.scores import Settings
+from milora.evaluation.target import Target
+from milora.method.options import TemplateName
+from milora.run.directory import ScoreFolder, locate_scores
+from milora.run.identity import hash_local
+from milora.run.recipe import EvaluationSection
+
+
+def settings_of(target: Target, name: str, section: EvaluationSection) -> Settings:
+    """Return what decides a target's score on a task.
+
+    Raises:
+        MiloraError: a server is to answer, and does not.
+    """
+    if name == FORGETTING:
+        return _of_forgetting(target, section)
+    if name in BENCHMARKS:
+        return _of_benchmark(target, BENCHMARKS[name], section)
+    return Settings(
+        target.digest,
+        f"lm-eval {version('lm-eval')}: {name}",
+        prompt=CHAT if section.apply_chat_template else None,
+        data=hash_local(Path(name)) if Path(name).is_file() else None,
+        limit=section.limit,
+        batch_size=section.batch_size,
+        backend=section.backend,
+        fewshot=section.num_fewshot,
+    )
+
+
+def locate(target: Target, name: str, settings: Settings) -> ScoreFolder:
+    """Return the folder of a target's scores on a task under these settings."""
+    content = json.dumps(asdict(settings), sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return locate_scores(target.folder, target.who, title_of(name), digest)
+
+
+def title_of(name: str) -> str:
+    """The name of a task, or that of the file which defines it."""
+    return Path(name).stem if name.endswith((".yaml", ".yml")) else name
+
+
+def template_of(target: Target, section: EvaluationSection) -> TemplateName | None:
+    """The template that the model was trained with; None for the benchmark's official prompt."""
+    return target.template if section.prompt == "trained" else None
+
+
+def served_by(target: Target, name: str, section: EvaluationSection) -> Served | None:
+    """What the server says that a task's completions come from; None if they are made in this process."""
+    return ask_server(section.url, target.served) if section.url and name in BENCHMARKS else None
+
+
+def _of_forgetting(target: Target, section: EvaluationSection) -> Settings:
+    asked = section.forgetting
+    text = Path(asked.text)
+    return Settings(
+        target.digest,
+        "2",
+        data=hash_local(text) if text.is_file() else None,
+        text=f"{asked.text}: {asked.blocks} blocks of {asked.block_length}",
+    )
+
+
+def _of_benchmark(target: Target, benchmark: Benchmark, section: EvaluationSection) -> Settings:
+    template, served = template_of(target, section), served_by(target, benchmark.name, section)
+    decoding = benchmark.decoding(section.max_new_tokens)
+    return Settings(
+        target.digest,
+        str(benchmark.version),
+        prompt=benchmark.prompt.text if template is None else describe_template(template),
+        limit=section.limit,
+        data=_hash_rows(benchmark, section.data_dir or target.data_dir),
+        max_new_tokens=decoding.max_new_tokens,
+        beams=decoding.beams,
+        stops=decoding.stops,
+        batch_size=section.batch_size,
+        backend=section.backend,
+        server=(served.identity or f"{section.url}, which does not say what it serves") if served else None,
+    )
+
+
+def _hash_rows(benchmark: Benchmark, data_dir: str | None) -> str | None:
+    """The digest of the rows' file, None if they are embedded or read from their published place."""
+    if data_dir is None or benchmark.name not in NAMED_SETS:
+        return None
+    return hash_local(find_file(benchmark.name, "test", data_dir))
