@@ -50,6 +50,7 @@ SIGNATURES = [
     ("trl", "SFTTrainer.create_optimizer", "self model", TRAINER),
     ("trl", "SFTTrainer.get_batch_samples", "self epoch_iterator num_batches device", TRAINER),
     ("trl", "SFTTrainer._get_num_items_in_batch", "self batch_samples device", TRAINER),
+    ("trl", "SFTTrainer._save_checkpoint", "self model trial", TRAINER),
     ("trl", "SFTTrainer._save", "self output_dir state_dict", TRAINER),
     ("trl", "SFTTrainer.save_model", "self output_dir _internal_call", TRAINER),
     ("transformers.integrations.deepspeed", "unset_hf_deepspeed_config", "", TRAINER),

@@ -2,19 +2,26 @@
 
 import logging
 import os
+import shlex
+import signal
 import sys
 import time
 import warnings
+from typing import NoReturn
 
 from milora.cli import app
 from milora.method.errors import MiloraError
+from milora.run.interruption import Interrupted, on_signal
 
 
 def main() -> None:
     """Run the CLI; an error that the user can fix is two lines on stderr, and exit code 2."""
     _prepare_process()
     try:
-        app()
+        with on_signal(_interrupt, [signal.SIGINT]):
+            app()
+    except Interrupted as interruption:
+        _leave(128 + interruption.number, f"stopped: {interruption.kept}\nto go on: {_this_command()}")
     except MiloraError as error:
         _fail(error.message, error.hint)
     except OSError as error:
@@ -37,15 +44,30 @@ def _prepare_process() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
+def _interrupt(number: int) -> NoReturn:
+    raise Interrupted(number, "what is finished is kept")
+
+
+def _this_command() -> str:
+    return "run the same command again" if _is_launched() else f"milora {shlex.join(sys.argv[1:])}"
+
+
+def _is_launched() -> bool:
+    return "LOCAL_RANK" in os.environ
+
+
 def _fail(message: str, hint: str) -> None:
-    alone = "LOCAL_RANK" not in os.environ
-    if not alone and os.environ["LOCAL_RANK"] != "0":
-        # In a launch the first process usually fails the same way and reports it, and the launcher ends this one.
+    _leave(2, f"error: {message}\nhint: {hint}")
+
+
+def _leave(code: int, said: str) -> NoReturn:
+    if _is_launched() and os.environ["LOCAL_RANK"] != "0":
+        # In a launch the first process usually ends the same way and reports it, and the launcher ends this one.
         time.sleep(5)
-    print(f"error: {message}\nhint: {hint}", file=sys.stderr, flush=True)
-    if alone:
-        sys.exit(2)
-    os._exit(2)  # at once: an orderly exit may wait for processes that wait for this one
+    print(said, file=sys.stderr, flush=True)
+    if not _is_launched():
+        sys.exit(code)
+    os._exit(code)  # at once: an orderly exit may wait for processes that wait for this one
 
 
 if __name__ == "__main__":

@@ -42,6 +42,18 @@ def wait_for_all() -> None:
         processes().wait_for_everyone()
 
 
+def any_process(condition: bool) -> bool:
+    """Return whether the condition holds on a process of the launch; every process must call this."""
+    if count_processes() == 1:
+        return condition
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(int(condition), device=processes().device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
+
+
 @contextmanager
 def fail_together() -> Iterator[None]:
     """Raise on all processes the error that one of them raises inside.

@@ -1,15 +1,19 @@
 """Checkpoints that training can resume from."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from milora.method.errors import MiloraError
-from milora.run.directory import CHECKPOINT, RecordFolder, step_of
+from milora.run.directory import CHECKPOINT, RecordFolder, RunDirectory, step_of
 from milora.run.environment import list_versions
-from milora.run.launch import count_processes, is_main_process, name_launcher, wait_for_all
+from milora.run.launch import any_process, count_processes, is_main_process, name_launcher, wait_for_all
+from milora.run.recipe import Recipe
 from milora.run.records import CheckpointMark
 
 
@@ -25,7 +29,30 @@ class CompletionMark(TrainerCallback):
             RecordFolder(checkpoint).write(mark)
 
 
-def find_checkpoint(folder: Path, planned: int) -> Path | None:
+class StopAtSignal(TrainerCallback):
+    """Once a signal was noted, saves a checkpoint at the end of the step, on all processes, and stops there.
+
+    After the last step there is nothing to stop. `stopped` says whether training ended before it for this reason.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.stopped = False
+
+    def note(self, number: int) -> None:
+        self.signal = number
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if any_process(self.signal is not None) and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+
+def can_resume(recipe: Recipe) -> bool:
+    """Whether a run continues from its checkpoints; PEFT does not save AdaLoRA's allocator, and such a run starts over."""
+    return recipe.adapter.method != "adalora"
+
+
+def find_checkpoint(run: RunDirectory, planned: int) -> Path | None:
     """Return the last checkpoint that training can resume from, None if there is none.
 
     Others are deleted, so that the trainer's rotation does not count them: a checkpoint that a killed process left
@@ -37,11 +64,11 @@ def find_checkpoint(folder: Path, planned: int) -> Path | None:
             different number of processes that sharded its state.
     """
     if is_main_process():
-        for path in folder.glob(f"{CHECKPOINT}*"):
+        for path in run.checkpoints.glob(f"{CHECKPOINT}*"):
             if not _is_whole(path) or step_of(path) >= planned:
                 shutil.rmtree(path)
     wait_for_all()
-    last = max(folder.glob(f"{CHECKPOINT}*"), key=step_of, default=None)
+    last = run.last_checkpoint()
     if last:
         _check_launch(last, RecordFolder(last).read(CheckpointMark))
     return last
@@ -69,6 +96,22 @@ def _is_whole(checkpoint: Path) -> bool:
     return folder.has(CheckpointMark) and all(
         (checkpoint / name).is_file() for name in folder.read(CheckpointMark).files
     )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what each library raises when a disk is full into one error that names the path.
+
+    Raises:
+        MiloraError: the path could not be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise MiloraError(
+            f"{path} cannot be written: {str(error).splitlines()[0]}",
+            "free some disk space and run the same command again: it resumes from the last whole checkpoint",
+        ) from error
 
 
 def check_space(folder: Path, model: PreTrainedModel | PeftModel) -> None:

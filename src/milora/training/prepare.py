@@ -26,7 +26,7 @@ from milora.run.launch import fail_together, is_main_process, name_launcher
 from milora.run.recipe import Recipe
 from milora.run.records import Start, TokenReport
 from milora.training.arguments import count_steps, micro_batch_size
-from milora.training.checkpoints import check_space, find_checkpoint
+from milora.training.checkpoints import can_resume, check_space, find_checkpoint
 
 Trained: TypeAlias = PreTrainedModel | PeftModel
 
@@ -88,10 +88,9 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
         # Full fine-tuning keeps its weights in float32: in bfloat16 most of its small steps would round away.
         base = load_model(recipe.model.model_copy(update={"dtype": "float32"}) if is_full else recipe.model)
     planned = count_steps(recipe, len(rows.train))
-    if recipe.adapter.method == "adalora" and is_main_process():
-        # PEFT does not save the allocator: a killed run starts over, and ends the same.
+    if not can_resume(recipe) and is_main_process():
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-    checkpoint = find_checkpoint(run.checkpoints, planned)
+    checkpoint = find_checkpoint(run, planned)
     course = Course(planned, rows.train, DataCollatorForSeq2Seq(tokenizer), micro_batch)
     model = _start(run, base, checkpoint, course, cache)
     with fail_together():

@@ -16,6 +16,7 @@ from milora.models.base import attach_adapter, load_model
 from milora.run.directory import RunDirectory, step_of
 from milora.run.launch import count_processes, name_launcher
 from milora.run.records import ParameterCounts, Start, StepLoss, TrainingRecord
+from milora.training.checkpoints import writing
 from milora.training.prepare import Preparation, Trained
 from milora.training.trainer import RecipeTrainer
 
@@ -32,7 +33,8 @@ def record_training(
 
     `seconds` is the time since the start or resume, `held_out_loss` the one at the end.
     """
-    change = _save(run, prepared.model, state, prepared.tokenizer)
+    with writing(run.trained):
+        change = _save(run, prepared.model, state, prepared.tokenizer)
     resumed_at = step_of(prepared.checkpoint) if prepared.checkpoint else 0
     steps, history = trainer.state.global_step, trainer.state.log_history
     first = next((entry["eval_loss"] for entry in history if "eval_loss" in entry), None)

@@ -5,16 +5,18 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from milora.method.variant import keep_initial_factors
 from milora.models.methods import RankAllocation
 from milora.run.directory import RunDirectory
+from milora.run.interruption import Interrupted, on_signal
 from milora.run.launch import fail_together, is_main_process, wait_for_all
 from milora.training.announcement import announce
 from milora.training.arguments import make_arguments
-from milora.training.checkpoints import CompletionMark
+from milora.training.checkpoints import CompletionMark, StopAtSignal, can_resume
 from milora.training.divergence import DivergedError, DivergenceGuard, check_trained
 from milora.training.prepare import Preparation, prepare
 from milora.training.progress import ProgressBar
@@ -29,9 +31,12 @@ def train(run: RunDirectory, cache: Path | None = None) -> None:
     schedule, the data order and the random state. If a launch has several processes, each calls this; all return once
     the main one has written everything. `cache` is a folder of factors; see `decompose_layers`.
 
+    At a Ctrl-C or SIGTERM, training finishes its step and saves a checkpoint before it stops.
+
     Raises:
         MiloraError: something that the recipe names does not exist, the recipe or the launch does not fit, or
             training diverged.
+        Interrupted: a signal came.
     """
     if run.is_trained:
         if is_main_process():
@@ -48,11 +53,15 @@ def _train(run: RunDirectory, cache: Path | None) -> None:
     prepared = prepare(run, cache)
     if is_main_process():
         print(announce(run.recipe, prepared), file=sys.stderr)
-    trainer = _make_trainer(run, prepared)
+    stop = StopAtSignal()
+    trainer = _make_trainer(run, prepared, stop)
     started = time.perf_counter()
-    with keep_initial_factors():
+    with keep_initial_factors(), on_signal(stop.note, (SIGINT, SIGTERM), " after this step"):
         trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
     seconds = time.perf_counter() - started
+    if stop.stopped:
+        trainer.close()
+        raise Interrupted(stop.signal or SIGTERM, _say_kept(run))
     held_out_loss = trainer.evaluate()["eval_loss"] if prepared.rows.held_out else None
     state = trainer.gather_state()
     trainer.close()
@@ -62,9 +71,17 @@ def _train(run: RunDirectory, cache: Path | None) -> None:
     if is_main_process():
         record_training(run, prepared, trainer, state, seconds, held_out_loss)
     wait_for_all()
+    if stop.signal is not None:  # in the last step
+        raise Interrupted(stop.signal, f"{run.path} is trained")
 
 
-def _make_trainer(run: RunDirectory, prepared: Preparation) -> RecipeTrainer:
+def _say_kept(run: RunDirectory) -> str:
+    if not can_resume(run.recipe):
+        return "AdaLoRA's state cannot be saved: the run will start over"
+    return f"{run.last_checkpoint()} is saved"
+
+
+def _make_trainer(run: RunDirectory, prepared: Preparation, stop: StopAtSignal) -> RecipeTrainer:
     adapter, rows = run.recipe.adapter, prepared.rows
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)  # transformers' one way to say where
     trainer = RecipeTrainer(
@@ -76,6 +93,7 @@ def _make_trainer(run: RunDirectory, prepared: Preparation) -> RecipeTrainer:
         callbacks=[
             ProgressBar(),
             DivergenceGuard(),
+            stop,
             CompletionMark(),
             *([RankAllocation()] if adapter.method == "adalora" else []),
         ],

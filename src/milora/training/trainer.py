@@ -4,6 +4,7 @@ All private API of TRL and of transformers' trainer that milora uses is in this 
 """
 
 from collections.abc import Sized
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer  # type: ignore[attr-defined]  # TRL declares its public names lazily
 
 from milora.data.tokens import IGNORED
+from milora.run.directory import CHECKPOINT
+from milora.training.checkpoints import writing
 from milora.training.loss import loss_of_trained_tokens
 
 
@@ -94,6 +97,10 @@ class RecipeTrainer(SFTTrainer):
             self._save(output_dir, state_dict=self.gather_state())
         else:
             super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with writing(Path(str(self.args.output_dir)) / f"{CHECKPOINT}{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
 
     def gather_state(self) -> dict[str, Tensor]:
         """Return the unsharded tensors of the adapter, or of a fully tuned model; every process must call this."""
