@@ -105,7 +105,7 @@ def read(path, **settings):
 def test_every_cell_is_what_the_file_says(tmp_path, name):
     (tmp_path / name).write_bytes(GOOD[name])
     assert read(tmp_path / name) == TURNS
-    assert list_files(DataSection(name=str(tmp_path / name))) == [tmp_path / name]
+    assert list_files(DataSection(name=str(tmp_path / name))) == [[tmp_path / name]]
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -138,7 +138,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
     (tmp_path / "README.md").write_text("about")
     (tmp_path / ".hidden.jsonl").write_text("null")
     assert read(tmp_path) == [("1", "a"), ("2", "b")]
-    assert list_files(DataSection(name=str(tmp_path))) == [tmp_path / "a.CSV", tmp_path / "b.jsonl"]
+    assert list_files(DataSection(name=str(tmp_path))) == [[tmp_path / "a.CSV", tmp_path / "b.jsonl"]]
 
 
 @pytest.mark.parametrize("key", ["config", "split", "revision"])

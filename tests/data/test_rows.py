@@ -9,7 +9,7 @@ import pytest
 
 from milora import MiloraError
 from milora.data.conversation import Conversation
-from milora.data.rows import CHAT_FILE, list_files, load_rows, load_training_rows
+from milora.data.rows import CONVERSATIONS_FILE, list_files, load_rows, load_training_rows
 from milora.data.sets import COMMONSENSE
 from milora.run.recipe import DataSection
 
@@ -38,10 +38,10 @@ def test_local_files(tmp_path, suffix):
         name=_write(tmp_path, suffix), question_column="q", answer_column="a", validation_rows=3, rows=5
     )
     rows = load_training_rows(section)
-    assert [Conversation.from_row(row) for row in rows.train] == [
-        Conversation.of_turn(f"what is {i}?", f"it is {i}") for i in range(5)
-    ]
-    assert [Conversation.from_row(row).question for row in rows.held_out] == ["what is 7?", "what is 8?", "what is 9?"]
+    train, held_out = ([Conversation.from_row(row) for row in table] for table in (rows.train, rows.held_out))
+    everything = [Conversation.of_turn(f"what is {i}?", f"it is {i}") for i in range(10)]
+    assert train == [row for row in everything if row not in held_out][:5]
+    assert held_out == [row for row in everything if row in held_out] and len(held_out) == 3
 
 
 def test_no_row_need_be_held_out(tmp_path):
@@ -155,4 +155,4 @@ def test_the_conversations_in_the_package():
     assert len(rows) == 40 == len({row.answer + row.question for row in rows}) and found.bad == 0
     assert sum(row.messages[0].role == "system" for row in rows) >= 5
     assert sum(len(row.messages) > 3 for row in rows) >= 5
-    assert CHAT_FILE in list_files(DataSection(name="chat"))
+    assert [CONVERSATIONS_FILE] in list_files(DataSection(name="chat"))

@@ -10,12 +10,14 @@ from milora.models.embedded import EMBEDDED
 from milora.run.recipe import load_recipe
 from milora.training.prepare import _tokenize
 
-ROW = {"messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello!"}]}
+
+def say(text):
+    return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Hello!"}]}
 
 
 @pytest.fixture
 def tokenize(tmp_path):
-    rows = [ROW, {"messages": None}, ROW, ROW]
+    rows = [say("Hi!"), {"messages": None}, say("Hey!"), say("Ho!")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = load_tokenizer(load_recipe("quickstart").model)
 

@@ -10,6 +10,7 @@ import datasets
 
 from milora.data.arithmetic import write_problems
 from milora.data.conversation import Conversation
+from milora.data.division import digest_texts, draw_held_out, draw_training, shuffle
 from milora.data.files import FORMATS, find_files, format_of, read_rows
 from milora.data.formats import BadRowError, describe, read_conversations
 from milora.data.sets import NAMED_SETS, Split
@@ -17,8 +18,8 @@ from milora.method.errors import MiloraError
 from milora.method.options import OnBadRow
 from milora.run.recipe import DataSection
 
-CHAT = "chat"  # a small set of conversations, in the package
-CHAT_FILE = Path(__file__).with_name("chat.jsonl")
+CONVERSATIONS = "chat"  # a small set of conversations, in the package
+CONVERSATIONS_FILE = Path(__file__).with_name("chat.jsonl")
 EMBEDDED = "arithmetic"
 EMBEDDED_ROWS = {"train": 2000, "validation": 200, "test": 200}
 CHUNK = 10_000  # conversations held as Python objects at a time
@@ -30,12 +31,14 @@ Numbered = Iterable[tuple[str, Any]]  # rows, each after the words that say wher
 class TrainingRows:
     """The rows to train on and the held-out rows whose loss is watched, as `Conversation.to_row` writes them.
 
-    `bad` counts the rows that could not be read and were dropped.
+    `bad` counts the rows that could not be read and were dropped, `copies` those left out of training because a
+    held-out row has the same text.
     """
 
     train: datasets.Dataset
     held_out: datasets.Dataset
-    bad: int = 0
+    bad: int
+    copies: int
 
 
 @dataclass(slots=True)
@@ -60,31 +63,35 @@ class _Reader:
 def load_training_rows(section: DataSection) -> TrainingRows:
     """Return the rows of a recipe.
 
-    A set with a validation split of its own gives that; otherwise the last `validation_rows` rows are held out before
-    `rows` are taken.
+    A set with a validation split of its own gives that. Otherwise `validation_rows` rows of different texts are drawn
+    by `data.seed`. Rows to train on that have the text of a held-out row are left out. Then the sources are weighted
+    and mixed, and the first `rows` are taken.
 
     Raises:
-        MiloraError: the set or the file does not exist, a row cannot be read, or there are too few rows.
+        MiloraError: a set or a file does not exist, a row cannot be read, or there are too few rows.
     """
-    reader = _Reader(section.on_bad_row)
-    _check_hub_keys(section)
-    if section.name == EMBEDDED:
-        train = write_problems("train", section.rows or EMBEDDED_ROWS["train"])
-        problems = write_problems("validation", section.validation_rows) if section.validation_rows else []
-        return TrainingRows(_as_table(train), _as_table(problems))
-    if section.name in NAMED_SETS:
-        rows = _as_table(_read_training_split(section.name, section.data_dir, reader))
-        if "validation" in NAMED_SETS[section.name].files:
-            held_out_rows = _as_table(_read_split(section.name, "validation", section.data_dir, reader))
-            _check_count(section, rows, reader, held_out=0)
-            return TrainingRows(_take(rows, section.rows), _take(held_out_rows, section.validation_rows), reader.bad)
+    reader, sources = _Reader(section.on_bad_row), section.each_source()
+    tables = [_as_table(_read_training(source, reader)) for source in sources]
+    digests = [digest_texts(table, section.seed) for table in tables]
+    own = _read_validation(section, reader)
+    _check_count(section, digests, reader, held_out=section.validation_rows if own is None else 0)
+    rows, found = datasets.concatenate_datasets(tables), list(chain.from_iterable(digests))
+    if own is None:
+        held_out = rows.select(draw_held_out(found, section.validation_rows))
     else:
-        rows = _as_table(_read_own(section, reader))
-    _check_count(section, rows, reader, held_out=section.validation_rows)
-    boundary = len(rows) - section.validation_rows
-    # `select` refuses an empty range that starts at the end.
-    held_out = rows.select(range(boundary, len(rows)) if section.validation_rows else [])
-    return TrainingRows(_take(rows.select(range(boundary)), section.rows), held_out, reader.bad)
+        held_out = _take(own, section.validation_rows)
+    taken = set(digest_texts(held_out, section.seed))
+    drawn = draw_training(digests, section.weights, taken)
+    for source, table, indices in zip(sources, tables, drawn, strict=True):
+        if len(table) and not indices:
+            raise MiloraError(
+                f"{source.name}: its weight, or what is held out, leaves none of its {len(table)} rows",
+                "raise its weight in data.sources, or leave it out",
+            )
+    indices = list(chain.from_iterable(drawn))
+    train = rows.select(shuffle(indices, section.seed) if section.sources else indices)
+    copies = sum(digest in taken for digest in found) - (len(held_out) if own is None else 0)
+    return TrainingRows(_take(train, section.rows), held_out, reader.bad, copies)
 
 
 def load_rows(name: str, split: Split, data_dir: str | None) -> list[Conversation]:
@@ -98,19 +105,23 @@ def load_rows(name: str, split: Split, data_dir: str | None) -> list[Conversatio
     return list(_read_split(name, split, data_dir, _Reader()))
 
 
-def list_files(section: DataSection) -> list[Path]:
-    """Return the local files that training rows are read from.
+def list_files(section: DataSection) -> list[list[Path]]:
+    """Return the local files that training rows are read from, source by source.
 
     Raises:
         MiloraError: one of them does not exist, or rows are not read from such a file.
     """
-    _check_hub_keys(section)
-    if section.name == CHAT:
-        return [CHAT_FILE]
-    if section.name in NAMED_SETS and section.data_dir is not None:
+    return [_list_files(source) for source in section.each_source()]
+
+
+def _list_files(source: DataSection) -> list[Path]:
+    _check_hub_keys(source)
+    if source.title == CONVERSATIONS:
+        return [CONVERSATIONS_FILE]
+    if source.title in NAMED_SETS and source.data_dir is not None:
         # The test split's too: its questions are dropped from training.
-        return [find_file(section.name, split, section.data_dir) for split in NAMED_SETS[section.name].files]
-    return find_files(Path(section.name)) if _is_local(section.name) else []
+        return [find_file(source.title, split, source.data_dir) for split in NAMED_SETS[source.title].files]
+    return find_files(Path(source.title)) if _is_local(source.title) else []
 
 
 def _is_local(name: str) -> bool:
@@ -121,27 +132,31 @@ def _is_local(name: str) -> bool:
 
 
 def _check_hub_keys(section: DataSection) -> None:
-    if section.name not in (EMBEDDED, CHAT, *NAMED_SETS) and not _is_local(section.name):
+    if section.title not in (EMBEDDED, CONVERSATIONS, *NAMED_SETS) and not _is_local(section.title):
         return
     for key in ("config", "split", "revision"):
         if getattr(section, key) != DataSection.model_fields[key].default:
             raise MiloraError(
-                f"data.{key}={getattr(section, key)}: only a hub data set has one, and data.name={section.name} is not "
-                "read as one",
+                f"data.{key}={getattr(section, key)}: only a hub data set has one, and data.name={section.title} is "
+                "not read as one",
                 f"leave data.{key} out",
             )
 
 
-def _check_count(section: DataSection, rows: datasets.Dataset, reader: _Reader, *, held_out: int) -> None:
-    if len(rows) > held_out:
-        return
+def _check_count(section: DataSection, digests: list[list[bytes]], reader: _Reader, *, held_out: int) -> None:
     dropped = f"; {reader.bad} bad rows were dropped, the first was {reader.first}" if reader.bad else ""
-    if not len(rows):
-        raise MiloraError(f"data.name={section.name} has no rows{dropped}", "name a file or a set with rows")
-    raise MiloraError(
-        f"data.name={section.name} has {len(rows)} rows, and {held_out} of them would be held out{dropped}",
-        "lower data.validation_rows",
-    )
+    for source, found in zip(section.each_source(), digests, strict=True):
+        if not found:
+            raise MiloraError(f"data.name={source.title} has no rows{dropped}", "name a file or a set with rows")
+    found = list(chain.from_iterable(digests))
+    different = len(set(found))
+    if different <= held_out:
+        texts = "" if different == len(found) else f" with {different} different texts"
+        raise MiloraError(
+            f"data.name={section.title} has {len(found)} rows{texts}, and {held_out} of them would be held out"
+            f"{dropped}",
+            "lower data.validation_rows",
+        )
 
 
 def _as_table(rows: Iterable[Conversation]) -> datasets.Dataset:
@@ -160,9 +175,28 @@ def _take(rows: datasets.Dataset, count: int | None) -> datasets.Dataset:
     return rows if count is None else rows.select(range(min(count, len(rows))))
 
 
+def _read_training(source: DataSection, reader: _Reader) -> Iterable[Conversation]:
+    """The rows of one source that may be trained on."""
+    _check_hub_keys(source)
+    if source.title == EMBEDDED:
+        return write_problems("train", source.rows or EMBEDDED_ROWS["train"])
+    if source.title in NAMED_SETS:
+        return _read_training_split(source.title, source.data_dir, reader)
+    return _read_own(source, reader)
+
+
+def _read_validation(section: DataSection, reader: _Reader) -> datasets.Dataset | None:
+    """The validation split of a set that has one; None of other sets and of several sources."""
+    if section.title == EMBEDDED:
+        return _as_table(write_problems("validation", section.validation_rows))
+    if section.title in NAMED_SETS and "validation" in NAMED_SETS[section.title].files:
+        return _as_table(_read_split(section.title, "validation", section.data_dir, reader))
+    return None
+
+
 def _read_own(section: DataSection, reader: _Reader) -> Iterator[Conversation]:
     """The rows of a user's files, of a hub set, or of the package's conversations."""
-    files = list_files(section)
+    files = _list_files(section)
     rows: Numbered = chain.from_iterable(map(_number, files)) if files else _load_hub(section)
     asked = (section.question_column, section.answer_column)
     defaults = tuple(DataSection.model_fields[key].default for key in ("question_column", "answer_column"))
@@ -175,8 +209,8 @@ def _number(file: Path) -> Numbered:
 
 
 def _load_hub(section: DataSection) -> Numbered:
-    table = _load(section.name, section.config, section.split, revision=section.revision)
-    return ((f"{section.name}, row {number}", row) for number, row in enumerate(table, 1))
+    table = _load(section.title, section.config, section.split, revision=section.revision)
+    return ((f"{section.title}, row {number}", row) for number, row in enumerate(table, 1))
 
 
 def _read_training_split(name: str, data_dir: str | None, reader: _Reader) -> Iterator[Conversation]:
@@ -237,6 +271,6 @@ def _load(path: str, name: str | None = None, split: str = "train", **arguments:
         source = arguments.get("data_files", path)
         raise MiloraError(
             f"data {source!r} cannot be loaded: {' '.join(str(error).split())[:400]}",
-            f"name {', '.join([EMBEDDED, CHAT, *NAMED_SETS])}, a hub data set (with data.config and data.split), or a "
-            f"file or folder of {', '.join(FORMATS)}",
+            f"name {', '.join([EMBEDDED, CONVERSATIONS, *NAMED_SETS])}, a hub data set (with data.config and "
+            f"data.split), or a file or folder of {', '.join(FORMATS)}",
         ) from error

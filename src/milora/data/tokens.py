@@ -57,6 +57,5 @@ def tokenize_rows(
         trained=sum(kept["trained"]),
         truncated=sum(length > max_length for length in kept["length"]),
         dropped=len(encoded) - len(kept),
-        bad=0,
     )
     return kept.remove_columns(["length", "trained"]), report

@@ -23,20 +23,24 @@ class Identity:
     training: str
 
 
-def identify(recipe: Recipe, data_files: Sequence[Path]) -> Identity:
+def identify(recipe: Recipe, data_files: Sequence[Sequence[Path]]) -> Identity:
     """Return the identity of a recipe's training.
 
     The digest covers model, adapter, data, training and seed: only keys that differ from their defaults, and not those
-    that change no weight or only rounding. Local files, the `data_files` and those of a model's folder, count by their
-    contents, wherever they are.
+    that change no weight or only rounding. Local files, the `data_files` of each source and those of a model's folder,
+    count by their contents, wherever they are.
     """
     content = recipe.model_dump(include={"model", "adapter", "data", "training", "seed"}, exclude_defaults=True)
     for key in _without_effect(recipe):
         content.get("training", {}).pop(key, None)
-    if data_files:
-        if content["data"].pop("data_dir", None) is None:  # the name is that of a file
-            del content["data"]["name"]
-        content["data"]["sha256"] = [hash_local(path) for path in data_files]
+    data = content["data"]
+    for source, files in zip(data.get("sources", [data]), data_files, strict=True):
+        if files:
+            if recipe.data.data_dir is None:  # the name is that of a file
+                del source["name"]
+            source["sha256"] = [hash_local(path) for path in files]
+    if any(data_files):
+        data.pop("data_dir", None)
     folder = Path(recipe.model.name)
     if folder.is_dir():
         content["model"]["name"] = hash_folder(folder)

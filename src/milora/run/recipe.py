@@ -74,10 +74,18 @@ ON_QUANTIZED = ("milora", "lora", "rslora", "loraplus")  # methods that at most 
 OWN_OPTIONS = {"components": "milora", "form": "milora", "weighting": "milora", "loraplus_ratio": "loraplus"}
 
 
-class DataSection(Section):
-    """Training rows: a named set such as `gsm8k`, a hub name, or a local file or folder of rows."""
+class Source(Section):
+    """One of several sources of rows, by a name as in `data.name`."""
 
     name: Annotated[str, Field(min_length=1)]
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0  # 2: each row twice per epoch; 0.5: half of the rows, drawn
+
+
+class DataSection(Section):
+    """Training rows: a named set such as `gsm8k`, a hub name, or a local file or folder of rows; or several sources."""
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    sources: list[Source] = []  # instead of a name; the other keys hold for each of them
     data_dir: str | None = None  # the folder with a named set's files; None: its published place
     config: str | None = None  # of a hub set, as are split and revision
     split: str = "train"
@@ -86,8 +94,31 @@ class DataSection(Section):
     answer_column: str = "answer"
     rows: Positive | None = None  # use the first N; None: all
     validation_rows: Annotated[int, Field(ge=0)] = 64  # held out of training
+    seed: Annotated[int, Field(ge=0)] = 0  # draws the held-out rows, and of weighted sources the others
     on_bad_row: OnBadRow = "error"  # drop: leave out rows that cannot be read, and count them
     template: TemplateName = "auto"  # how a conversation becomes text; auto: chat if the tokenizer can, else plain
+
+    @model_validator(mode="after")
+    def _one_name_or_several_sources(self) -> Self:
+        if (self.name is None) == (not self.sources):
+            both = "are both set: set data.name=null" if self.sources else "are both missing"
+            raise ValueError(f"name and sources {both}")
+        return self
+
+    def each_source(self) -> list[Self]:
+        """Return a section of one name for each source."""
+        if not self.sources:
+            return [self]
+        return [self.model_copy(update={"name": each.name, "sources": [], "rows": None}) for each in self.sources]
+
+    @property
+    def weights(self) -> list[float]:
+        return [each.weight for each in self.sources] or [1.0]
+
+    @property
+    def title(self) -> str:
+        """All names, to be read."""
+        return self.name or " + ".join(each.name for each in self.sources)
 
 
 class TrainingSection(Section):

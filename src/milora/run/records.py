@@ -9,7 +9,8 @@ from milora.method.options import TemplateName
 class TokenReport:
     """What tokenizing did: rows, tokens, and trained tokens; rows cut at the length, rows dropped as no answer fitted.
 
-    `bad` rows could not be read, and were dropped before (data.on_bad_row).
+    Before that, `bad` rows were dropped because they could not be read, and `copies` left out because a held-out row has
+    the same text.
     """
 
     rows: int
@@ -17,7 +18,8 @@ class TokenReport:
     trained: int
     truncated: int
     dropped: int
-    bad: int
+    bad: int = 0
+    copies: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -86,7 +86,8 @@ def _explain_one(kind: str, location: tuple[int | str, ...], message: str, schem
     if key in RENAMED:
         return f"{key} is now called {RENAMED[key]}"
     for part in location[:-1]:
-        schema = schema.model_fields[str(part)].annotation
+        # An integer is a place in a list of sections.
+        schema = get_args(schema)[0] if isinstance(part, int) else schema.model_fields[part].annotation
     near = difflib.get_close_matches(str(location[-1]), schema.model_fields, n=1)
     suggestion = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(schema.model_fields)}"
     return f"{key} is not a key: {suggestion}"

@@ -5,6 +5,7 @@ from itertools import groupby
 from milora.data.tokens import IGNORED
 from milora.run.directory import step_of
 from milora.run.recipe import Recipe
+from milora.run.records import TokenReport
 from milora.training.arguments import count_steps
 from milora.training.prepare import Preparation
 
@@ -14,18 +15,28 @@ SHOWN = 600  # characters of the row
 def announce(recipe: Recipe, prepared: Preparation) -> str:
     """Return a summary in a few lines; in the row, what is trained is in brackets: ⟦…⟧."""
     rows, report = prepared.rows, prepared.rows.report
-    lost = {"cut": report.truncated, "dropped for their length": report.dropped, "dropped as bad": report.bad}
-    counts = [f"{len(rows.train):,} rows", f"{len(rows.held_out) if rows.held_out else 0:,} held out"]
-    counts += [f"{count:,} {what}" for what, count in lost.items() if count]
+    held_out = _count(len(rows.held_out), rows.held_out_report) if rows.held_out and rows.held_out_report else "0"
     steps, share = count_steps(recipe, len(rows.train)), report.trained / report.tokens
     lines = [
-        f"training on {', '.join(counts)}; {report.tokens:,} tokens, {share:.0%} of them trained; {steps:,} steps of "
-        f"{recipe.training.batch_size} rows; template {rows.template}",
+        f"training on {_count(len(rows.train), report)} rows, {held_out} held out; {report.tokens:,} tokens, "
+        f"{share:.0%} of them trained; {steps:,} steps of {recipe.training.batch_size} rows; template {rows.template}",
         f"first row: {_render(prepared)}",
     ]
     if prepared.checkpoint:
         lines.append(f"resuming at step {step_of(prepared.checkpoint)}, from {prepared.checkpoint}")
     return "\n".join(lines)
+
+
+def _count(rows: int, report: TokenReport) -> str:
+    """The number, and in parentheses what is missing of them."""
+    lost = {
+        "cut": report.truncated,
+        "dropped for their length": report.dropped,
+        "dropped as bad": report.bad,
+        "left out as copies of held-out rows": report.copies,
+    }
+    said = ", ".join(f"{count:,} {what}" for what, count in lost.items() if count)
+    return f"{rows:,} ({said})" if said else f"{rows:,}"
 
 
 def _render(prepared: Preparation) -> str:

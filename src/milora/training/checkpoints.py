@@ -48,7 +48,7 @@ class StopAtSignal(TrainerCallback):
 
 
 def can_resume(recipe: Recipe) -> bool:
-    """Whether a run continues from its checkpoints; PEFT does not save AdaLoRA's allocator, and such a run starts over."""
+    """Whether a run continues from its checkpoints: AdaLoRA starts over, because PEFT does not save its allocator."""
     return recipe.adapter.method != "adalora"
 
 

@@ -35,13 +35,14 @@ Trained: TypeAlias = PreTrainedModel | PeftModel
 class Rows:
     """Token ids and labels of the rows to train on, and of the held-out ones, None if there are none.
 
-    `template` is the one they became text with.
+    `template` is the one they became text with; the reports say what was cut or dropped.
     """
 
     train: datasets.Dataset
     held_out: datasets.Dataset | None
     template: TemplateName
     report: TokenReport
+    held_out_report: TokenReport | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +111,11 @@ def _tokenize(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
         loss_on=settings.loss_on,
     )
     train, report = tokenize(rows.train)
-    held_out = tokenize(rows.held_out, what="held-out rows")[0] if len(rows.held_out) else None
-    return Rows(train, held_out, name, replace(report, bad=rows.bad))
+    report = replace(report, bad=rows.bad, copies=rows.copies)
+    if not len(rows.held_out):
+        return Rows(train, None, name, report, None)
+    held_out, held_out_report = tokenize(rows.held_out, what="held-out rows")
+    return Rows(train, held_out, name, report, held_out_report)
 
 
 def _start(
