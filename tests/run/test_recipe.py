@@ -33,6 +33,7 @@ REFUSED = [
         "training.learning_rat is not a key: did you mean learning_rate",
     ),
     ("quickstart", ["optimizer=adam"], "optimizer is not a key"),
+    ("quickstart", ["training.early_stopping_patience=2"], "early_stopping_patience .*set training.keep=best"),
     ("quickstart", ["data.prompt=plain"], "data.prompt is now called data.template"),
     (
         "quickstart",

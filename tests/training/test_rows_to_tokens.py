@@ -1,14 +1,19 @@
 """The record says which template was chosen for the rows of a recipe, and how many rows were left out."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
 from milora import MiloraError
+from milora.data.tokens import tokenize_rows
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
 from milora.run.recipe import load_recipe
-from milora.training.prepare import _tokenize
+from milora.training import prepare
+from milora.training.announcement import announce
+from milora.training.prepare import Preparation, _tokenize
 
 
 def say(text):
@@ -34,6 +39,40 @@ def test_the_chosen_template_and_the_bad_rows_are_recorded(tokenize):
     assert (rows.template, rows.report.rows, rows.report.bad, len(rows.held_out)) == ("chat", 2, 1, 1)
     tokenize.tokenizer.chat_template = None
     assert tokenize("data.template=auto").template == "plain"
+
+
+def test_what_is_lost_is_announced(tokenize):
+    rows = tokenize("training.max_length=40")
+    recipe = load_recipe("chat-smoke", ["training.batch_size=1", "training.max_steps=null"])
+    said = announce(recipe, Preparation(None, 0, 0, tokenize.tokenizer, rows, None)).splitlines()
+    assert re.fullmatch(
+        r"training on 2 \(1 dropped as bad\) rows, 1 held out; (\d+) tokens, (\d+)% of them trained; "
+        "2 steps of 1 rows; template chat",
+        said[0],
+    )
+    assert said[1].startswith("first row: '<|im_start|>system") and said[1].endswith("⟦Hello!<|im_end|>⟧\\n'")
+    report = replace(rows.report, truncated=1, dropped=2, copies=3)
+    rows = replace(rows, report=report, held_out_report=replace(rows.held_out_report, dropped=4, truncated=1))
+    said = announce(recipe, Preparation(None, 0, 0, tokenize.tokenizer, rows, None)).splitlines()
+    assert said[0].startswith(
+        "training on 2 (1 cut, 2 dropped for their length, 1 dropped as bad, 3 left out as copies of held-out rows) "
+        "rows, 1 (1 cut, 4 dropped for their length) held out; "
+    )
+
+
+def test_held_out_rows_without_room(tokenize, monkeypatch):
+    lengths = {}
+
+    def cut(rows, *, what="rows", max_length, **options):
+        lengths[what] = len(rows)
+        return tokenize_rows(rows, what=what, max_length=4 if what == "held-out rows" else max_length, **options)
+
+    monkeypatch.setattr(prepare, "tokenize_rows", cut)
+    with pytest.raises(
+        MiloraError, match=r"all 1 held-out rows are dropped: .* the rows have 3\d to 3\d tokens"
+    ) as error:
+        tokenize("training.max_length=40")
+    assert error.value.hint.startswith("set training.max_length=3")
 
 
 def test_rows_without_room_are_told_apart_from_held_out_ones(tokenize):

@@ -9,11 +9,44 @@ from safetensors.torch import load_file
 from milora import MiloraError
 from milora.run.directory import create_run, open_run
 from milora.run.recipe import load_recipe
-from milora.run.records import Divergence
+from milora.run.records import Divergence, TrainingRecord
+from milora.training import train as training
 from milora.training.divergence import check_trained
 from milora.training.prepare import locate
 from milora.training.train import train
 from tests.process import run_milora
+
+EARLY = [
+    *("training.learning_rate=0.1", "training.schedule=constant", "adapter.dropout=0", "training.report_to=none"),
+    *("training.batch_size=2", "training.max_length=64", "data.validation_rows=2", "training.save_steps=1"),
+    *("training.keep=best", "training.early_stopping_patience=2"),
+]
+
+
+def test_stopping_early_keeps_the_best_step_and_resumes_there(small_recipe, tmp_path, monkeypatch):
+    def start(runs):
+        run = create_run(locate(load_recipe(small_recipe, EARLY), tmp_path / runs))
+        train(run)
+        return run
+
+    def bytes_of(run):
+        return (run.adapter / "adapter_model.safetensors").read_bytes()
+
+    run = start("whole")
+    record = run.read(TrainingRecord)
+    assert record.steps == record.kept_step + 2 < 8
+
+    with monkeypatch.context() as patch:  # killed after the last checkpoint, before the record
+        patch.setattr(training, "record_training", _fail)
+        with pytest.raises(RuntimeError, match="killed"):
+            start("killed")
+    resumed = start("killed")
+    assert bytes_of(resumed) == bytes_of(run)
+    assert resumed.read(TrainingRecord).steps == record.steps
+
+
+def _fail(*_):
+    raise RuntimeError("killed")
 
 
 def _train(recipe, runs, *overrides):

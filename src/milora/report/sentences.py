@@ -154,7 +154,7 @@ def _say_failures(results: Results, grid: Grid) -> list[str]:
 def _say_conditions(grid: Grid) -> list[str]:
     recipes = [cell.run.recipe for cell in grid.cells]
     models = {recipe.model.name for recipe in recipes}
-    sets = {recipe.data.name for recipe in recipes}
+    sets = {recipe.data.title for recipe in recipes}
     budgets = {
         (recipe.training.max_steps, recipe.training.epochs, recipe.training.batch_size, recipe.data.rows)
         for recipe in recipes

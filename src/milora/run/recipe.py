@@ -134,9 +134,11 @@ class TrainingSection(Section):
     max_length: Positive = 512
     loss_on: Literal["answer", "all"] = "answer"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # larger gradients are scaled down to it; 0: never
     activation_checkpointing: bool = False  # less memory, about a fifth more time
     save_steps: Positive = 100
     keep: Literal["last", "best"] = "last"  # best: the saved step with the lowest held-out loss
+    early_stopping_patience: Positive | None = None  # with best: stop after N saved steps in a row without a new best
     log_steps: Positive = 1
     report_to: str = "tensorboard"
 
@@ -196,6 +198,12 @@ class Recipe(Section):
     def _the_best_step_needs_held_out_rows(self) -> Self:
         if self.training.keep == "best" and not self.data.validation_rows:
             raise ValueError("training.keep=best needs held-out rows: set data.validation_rows")
+        return self
+
+    @model_validator(mode="after")
+    def _stopping_early_keeps_the_best_step(self) -> Self:
+        if self.training.early_stopping_patience and self.training.keep != "best":
+            raise ValueError("training.early_stopping_patience watches the held-out loss: set training.keep=best")
         return self
 
     @model_validator(mode="after")

@@ -7,10 +7,10 @@ from milora.method.options import TemplateName
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
-    """What tokenizing did: rows, tokens, and trained tokens; rows cut at the length, rows dropped as no answer fitted.
+    """What tokenizing did: rows, tokens, trained tokens; rows cut at the length, rows dropped as no answer fitted.
 
-    Before that, `bad` rows were dropped because they could not be read, and `copies` left out because a held-out row has
-    the same text.
+    Before that, `bad` rows were dropped because they could not be read, and `copies` left out because a held-out row
+    has the same text.
     """
 
     rows: int

@@ -8,6 +8,7 @@ from pathlib import Path
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from milora.method.errors import MiloraError
 from milora.run.directory import CHECKPOINT, RecordFolder, RunDirectory, step_of
@@ -56,8 +57,8 @@ def find_checkpoint(run: RunDirectory, planned: int) -> Path | None:
     """Return the last checkpoint that training can resume from, None if there is none.
 
     Others are deleted, so that the trainer's rotation does not count them: a checkpoint that a killed process left
-    half-written or half-deleted, and that of the last of the `planned` steps: resumed there, in the middle of an epoch,
-    the trainer takes one step more.
+    half-written or half-deleted, and that of the last step, whether `planned` or the one at which training stopped
+    early: resumed there, the trainer takes one step more.
 
     Raises:
         MiloraError: the checkpoint was written under another launcher, by other versions of the libraries, or by a
@@ -65,7 +66,7 @@ def find_checkpoint(run: RunDirectory, planned: int) -> Path | None:
     """
     if is_main_process():
         for path in run.checkpoints.glob(f"{CHECKPOINT}*"):
-            if not _is_whole(path) or step_of(path) >= planned:
+            if not _is_whole(path) or step_of(path) >= planned or _has_stopped_early(path):
                 shutil.rmtree(path)
     wait_for_all()
     last = run.last_checkpoint()
@@ -96,6 +97,15 @@ def _is_whole(checkpoint: Path) -> bool:
     return folder.has(CheckpointMark) and all(
         (checkpoint / name).is_file() for name in folder.read(CheckpointMark).files
     )
+
+
+def _has_stopped_early(checkpoint: Path) -> bool:
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    stopping = state.stateful_callbacks.get("EarlyStoppingCallback")
+    if stopping is None:
+        return False
+    patience: int = stopping["args"]["early_stopping_patience"]
+    return bool(stopping["attributes"]["early_stopping_patience_counter"] >= patience)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The progress bar: loss, tokens per second, time left."""
+"""The progress bar, on a terminal: loss, tokens per second, time left."""
 
 import time
 from typing import Any
@@ -14,7 +14,7 @@ class ProgressBar(TrainerCallback):
             initial=state.global_step,
             desc="training",
             unit="step",
-            disable=not state.is_world_process_zero,
+            disable=None if state.is_world_process_zero else True,  # None: shown on a terminal alone
         )
         self.started, self.tokens_before = time.perf_counter(), state.num_input_tokens_seen
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 
+from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from milora.method.variant import keep_initial_factors
@@ -82,7 +83,7 @@ def _say_kept(run: RunDirectory) -> str:
 
 
 def _make_trainer(run: RunDirectory, prepared: Preparation, stop: StopAtSignal) -> RecipeTrainer:
-    adapter, rows = run.recipe.adapter, prepared.rows
+    adapter, rows, patience = run.recipe.adapter, prepared.rows, run.recipe.training.early_stopping_patience
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)  # transformers' one way to say where
     trainer = RecipeTrainer(
         model=prepared.model,
@@ -96,6 +97,7 @@ def _make_trainer(run: RunDirectory, prepared: Preparation, stop: StopAtSignal) 
             stop,
             CompletionMark(),
             *([RankAllocation()] if adapter.method == "adalora" else []),
+            *([EarlyStoppingCallback(patience)] if patience else []),
         ],
         loraplus_ratio=adapter.loraplus_ratio if adapter.method == "loraplus" else None,
     )
