@@ -1,8 +1,10 @@
 """The embedded model's own chat template: its ids, and exactly the assistant's turns in the mask."""
 
 import re
+from pathlib import Path
 
 import pytest
+import trl
 from transformers import AutoModelForCausalLM
 
 from milora import MiloraError
@@ -110,6 +112,29 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
     template.encode(rewriting, converse(ONE))
     with pytest.raises(MiloraError, match="rewrites earlier turns"):
         template.encode(rewriting, converse(MORE))
+
+
+TRL = Path(trl.__file__).parent / "chat_templates"
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6", "qwen2_5", "qwen3_instruct_2507"])
+def test_trls_form_of_a_template_is_used_where_its_own_rewrites_earlier_turns(name, small_model):
+    tokenizer = load_tokenizer(ModelSection(name=EMBEDDED))
+    tokenizer.chat_template = (TRL / f"{name}.jinja").read_text()
+    one, more = (ChatTemplate(tokenizer).encode(tokenizer, converse(turns)) for turns in (ONE, MORE[:4]))
+    for encoded, answers in ((one, 1), (more, 2)):
+        trained = tokenizer.decode([id for id, keep in zip(encoded.ids, encoded.trained, strict=True) if keep])
+        ends = [answer.rpartition("\n\n")[2] for answer in trained.split("<|im_end|>")]
+        assert ends == [*["Two.", "as ever."][:answers], ""], "an answer is missing, or white space after it is trained"
+    assert more.ids[: len(one.ids)] == one.ids, "a turn has other tokens when another one follows"
+
+
+@pytest.mark.parametrize("name", ["phi3", "nemotron_3_nano"])
+def test_a_template_whose_training_form_has_other_prompts_is_refused(name):
+    tokenizer = load_tokenizer(ModelSection(name=EMBEDDED))
+    tokenizer.chat_template = (TRL / f"{name}.jinja").read_text()
+    with pytest.raises(MiloraError, match="rewrites earlier turns"):
+        ChatTemplate(tokenizer).encode(tokenizer, converse(MORE[:4]))
 
 
 def test_a_template_that_never_stops_is_refused(tokenizer):

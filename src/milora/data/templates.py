@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, Literal, Protocol
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -94,7 +95,8 @@ class ChatTemplate:
     """The chat template that a tokenizer carries.
 
     The mask comes from prefixes: the tokens up to an answer, and those up to the end of that answer, must each start
-    the tokens of the whole conversation.
+    the tokens of the whole conversation. If they do not, TRL's training form of the template is tried. Its own mask is
+    not used: it also trains white space around a turn.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -126,23 +128,44 @@ class ChatTemplate:
                 "a row is plain text, and the model's chat template needs a question and an answer",
                 "set data.template=plain, which trains the text whole",
             )
-        ids = _tokenize(tokenizer, messages)
-        trained = [False] * len(ids)
-        for index, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            before = self.encode_prompt(tokenizer, messages[:index])
-            through = _tokenize(tokenizer, messages[: index + 1])
-            for prefix in (before, through):
-                if ids[: len(prefix)] != prefix:
-                    raise MiloraError(
-                        "the model's chat template rewrites earlier turns of a conversation, or joins a prompt and its "
-                        "answer in one token, so that what is trained cannot be told from what is not",
-                        "use one turn per row, or a named template such as data.template=alpaca",
-                    )
-            end = _end_of_turn(tokenizer, ids, len(before), len(through))
-            trained[len(before) : end] = [True] * (end - len(before))
-        return Encoded(ids, trained)
+        try:
+            return _encode(tokenizer, messages)
+        except MiloraError:
+            training = _find_training_template(tokenizer, tokenizer.chat_template)
+            if training is None:
+                raise
+            return _encode(tokenizer, messages, chat_template=training)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> Encoded:
+    ids = _tokenize(tokenizer, messages, **options)
+    trained = [False] * len(ids)
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        before = _tokenize(tokenizer, messages[:index], add_generation_prompt=True, **options)
+        through = _tokenize(tokenizer, messages[: index + 1], **options)
+        for prefix in (before, through):
+            if ids[: len(prefix)] != prefix:
+                raise MiloraError(
+                    "the model's chat template rewrites earlier turns of a conversation, or joins a prompt and its "
+                    "answer in one token, so that what is trained cannot be told from what is not",
+                    "use one turn per row, or a named template such as data.template=alpaca",
+                )
+        end = _end_of_turn(tokenizer, ids, len(before), len(through))
+        trained[len(before) : end] = [True] * (end - len(before))
+    return Encoded(ids, trained)
+
+
+@lru_cache(maxsize=4)
+def _find_training_template(tokenizer: PreTrainedTokenizerBase, _: str) -> str | None:
+    """Return TRL's form of the tokenizer's chat template, which keeps earlier turns as they are, or None."""
+    from trl.chat_template_utils import get_training_chat_template  # slow to import, and few templates need it
+
+    try:
+        return get_training_chat_template(tokenizer)
+    except ValueError:
+        return None
 
 
 def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -202,7 +225,7 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int,
     return last + 1
 
 
-CHAT = "chat"  # the name of the model's own template
+CHAT: Literal["chat"] = "chat"  # the name of the model's own template
 TEMPLATES = {
     "plain": TextTemplate("Question: {question}\nAnswer:", " "),
     # LLM-Adapters and the paper's mathematics: no trailing space, the answer follows at once.
@@ -223,7 +246,7 @@ def choose_template(name: TemplateName, load_tokenizer: Callable[[], PreTrainedT
     """Return what `auto` stands for: `chat` if the tokenizer has a chat template, otherwise `plain`."""
     if name != "auto":
         return name
-    return "chat" if load_tokenizer().chat_template else "plain"
+    return CHAT if load_tokenizer().chat_template else "plain"
 
 
 def resolve_template(name: TemplateName, load_tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Template:
