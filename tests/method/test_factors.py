@@ -3,6 +3,7 @@
 Broken by: factors or signs that depend on the process, an error on one process that the others wait for.
 """
 
+import sys
 import traceback
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def test_jobs_give_the_same_factors(load_small):
     torch.set_num_threads(1)
     alone = milora.get_milora_state_dict(_prepare(load_small()))
     assert _same(alone, milora.get_milora_state_dict(_prepare(load_small()), jobs=2))
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_shows_the_progress(capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    milora.get_milora_state_dict(_prepare(make_qwen()), jobs=2)
+    assert ("decomposing: 100%" in capsys.readouterr().err) == is_terminal
 
 
 def test_jobs_below_one_are_refused(load_small):
