@@ -4,7 +4,10 @@ What cannot be seen here: NCCL, more than one node, the time and memory of a GPU
 """
 
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -191,3 +194,20 @@ def test_refused(environment, overrides, message, recipe, tmp_path, monkeypatch)
 
 def test_every_engine_is_listed():
     assert list(list_launchers()) == ["ddp", "fsdp2", "zero2", "zero3"]
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(recipe, tmp_path):
+    arguments = ["train", recipe, "training.epochs=20", "--runs", str(tmp_path)]
+    launch = start(locate_launcher("ddp"), arguments, tmp_path)
+    while not list(tmp_path.glob("small-*/checkpoints/checkpoint-2/complete.json")):
+        assert launch.processes[0].exitcode is None, launch.said[0].read_text()
+        time.sleep(0.01)
+    os.kill(launch.processes[1].pid, signal.SIGTERM)
+    for process in launch.processes:
+        process.join(100)
+        assert process.exitcode == 143
+    said = launch.said[0].read_text()
+    (saved,) = re.findall(r"stopped: .*/(checkpoint-\d+) is saved\nto go on: run the same command again", said)
+    again = start(locate_launcher("ddp"), arguments, tmp_path)
+    again.wait()
+    assert f"resuming at step {saved.removeprefix('checkpoint-')}" in again.said[0].read_text()
