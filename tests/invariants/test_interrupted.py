@@ -22,7 +22,10 @@ from milora.training import train as training
 from milora.training.checkpoints import CompletionMark
 from milora.training.prepare import locate
 
-FAST = ("evaluation.tasks=[]", "training.report_to=none")
+FAST = (
+    *("evaluation.tasks=[]", "training.report_to=none", "training.batch_size=2", "training.max_length=64"),
+    *("data.rows=16", "data.validation_rows=2"),
+)
 
 
 @pytest.fixture(scope="module")
