@@ -16,7 +16,9 @@ def describe_run(recipe: Recipe) -> str:
     if adapter.method == "full":
         return f"Full fine-tuning of {model} on {recipe.data.title}."
     start = f", {adapter.components} components, {adapter.form} form" if adapter.method == "milora" else ""
-    return f"Method {adapter.method}, rank {adapter.rank}{start}: an adapter of {model}, trained on {recipe.data.title}."
+    return (
+        f"Method {adapter.method}, rank {adapter.rank}{start}: an adapter of {model}, trained on {recipe.data.title}."
+    )
 
 
 def format_outcome(training: TrainingRecord, scores: Sequence[Scores]) -> str:
