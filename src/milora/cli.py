@@ -9,6 +9,7 @@ import typer
 
 from milora.method.errors import MiloraError
 from milora.method.options import Backend, Components, Dtype, Export, Form, PromptChoice, Scheduler, Weighting
+from milora.run.interruption import end_with
 
 app = typer.Typer(
     help="Fine-tune from the minor singular components of each weight, and get an ordinary LoRA out.",
@@ -295,9 +296,11 @@ def work_(
     path: Annotated[Path, typer.Argument(metavar="RUN")],
     recipe: Annotated[Path, typer.Option()],
     factors: Annotated[Path, typer.Option()],
+    parent: Annotated[int, typer.Option()],
     baseline: Annotated[bool, typer.Option("--baseline")] = False,
 ) -> None:
-    """Do one run of a comparison, as the process that compare starts for it."""
+    """Do one run of a comparison, as the process that compare starts for it; end when compare does."""
+    end_with(parent)  # before the imports, which take seconds: it may be started again, and start others
     from milora.pipeline import run_cell
 
     run_cell(path, recipe, baseline=baseline, factors=factors)

@@ -1,9 +1,7 @@
 """The main job: check → train → evaluate → export → report; for one run, and for every run of a comparison."""
 
-import os
 import shutil
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +123,8 @@ def compare(grid: Grid, *, jobs: int, scheduler: Scheduler, gpus: float) -> Comp
 def run_cell(path: Path, recipe: Path, *, baseline: bool, factors: Path) -> None:
     """Do one run of a comparison, in a process of its own; its record, written last, says that all is done.
 
-    Waits for a process that works on the same run: two comparisons may share one. Ends when its parent does.
+    Waits for a process that works on the same run: two comparisons may share one.
     """
-    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     with locked(path, wait=True):
         run = create_run(RunDirectory(path, load_recipe(str(recipe))))
         started = time.perf_counter()
@@ -169,10 +166,3 @@ def _what_is_scored(cell: Cell) -> str:
 
 def _label(cell: Cell) -> str:
     return f"{cell.arm}, learning rate {cell.learning_rate:g}, seed {cell.seed}"
-
-
-def _end_with(parent: int) -> None:
-    """Exit when the comparison is gone, however it ended: it may have been started again, and starts its own."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)

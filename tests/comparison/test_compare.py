@@ -6,6 +6,7 @@ import re
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from milora.comparison.grid import plan_grid
@@ -77,6 +78,17 @@ def test_killed_ten_times_and_finished_it_has_the_same_numbers(compared, small_c
     done = compare(*arguments)
     assert done.returncode == 0, done.stderr
     assert_same_runs(tmp_path, compared[1], count=4)
+
+
+def test_a_comparison_that_is_killed_leaves_no_process(small_comparison, tmp_path):
+    """Not even one that it has just started, and that still imports."""
+    process = start_milora("compare", small_comparison, "seeds=[0]", "--runs", tmp_path / "runs")
+    comparison = psutil.Process(process.process.pid)
+    while not (workers := comparison.children()):
+        assert process.is_running()
+        time.sleep(0.01)
+    process.kill()
+    assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
 def test_a_dry_run_says_what_would_run_and_runs_nothing(small_comparison, tmp_path):

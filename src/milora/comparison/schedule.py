@@ -81,6 +81,8 @@ def run_job(job: Job, settings: dict[str, str]) -> str | None:
         str(job.recipe),
         "--factors",
         str(job.factors),
+        "--parent",
+        str(os.getpid()),
         *(["--baseline"] if job.scores_base else []),
     ]
     with log.open("w", encoding="utf-8") as stream:

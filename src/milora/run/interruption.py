@@ -1,7 +1,9 @@
-"""Ctrl-C, and SIGTERM, with which schedulers end a process."""
+"""What ends a process from outside: Ctrl-C, SIGTERM, with which schedulers do it, and the end of its parent."""
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +23,17 @@ class Interrupted(BaseException):
         super().__init__(kept)
         self.number = number
         self.kept = kept
+
+
+def end_with(parent: int) -> None:
+    """Exit from now on when the process that started this one is gone, however it ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
