@@ -111,7 +111,8 @@ def complete_greedily(
 
 
 def _find_entry(client: openai.OpenAI, url: str, model: str) -> dict[str, Any]:
-    served = {entry.id: entry.model_dump() for entry in client.models.list()}
+    impatient = client.with_options(max_retries=0)  # a wrong address is said at once
+    served = {entry.id: entry.model_dump() for entry in impatient.models.list()}
     if model not in served:
         raise MiloraError(
             f"the server at {url} serves {', '.join(served)}, not {model}",
