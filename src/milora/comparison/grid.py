@@ -12,9 +12,8 @@ from milora.evaluation.target import target_of_run
 from milora.method.errors import MiloraError
 from milora.method.files import write_text
 from milora.run.directory import RunDirectory
-from milora.run.recipe import RECIPES, Recipe, resolve_recipe
+from milora.run.recipe import Recipe, read_recipe, resolve_recipe
 from milora.run.records import CellRecord
-from milora.run.settings import read_settings
 from milora.training.prepare import locate
 
 
@@ -69,7 +68,7 @@ def plan_grid(comparison: Comparison, runs: Path) -> Grid:
     Raises:
         MiloraError: an arm that the recipe's schema refuses, or no rows are held out to choose the learning rate on.
     """
-    settings = read_settings(comparison.recipe, "recipe", RECIPES)
+    settings = read_recipe(comparison.recipe)
     parent = resolve_recipe(comparison.recipe, settings, comparison.overrides)
     cells: list[Cell] = []
     for seed in comparison.seeds:
@@ -89,6 +88,11 @@ def plan_grid(comparison: Comparison, runs: Path) -> Grid:
     ]
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
     return Grid(comparison, parent, cells, runs.parent / "comparisons" / f"{comparison.name}-{digest}")
+
+
+def describe_cells(grid: Grid) -> str:
+    """One line for each run: arm, learning rate, seed, and directory."""
+    return "\n".join(f"{cell.arm:<16}{cell.learning_rate:<10g}{cell.seed:<4}{cell.run.path}" for cell in grid.cells)
 
 
 def describe_cost(grid: Grid, jobs: int) -> str:

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError, model_validator
-from yaml import YAMLError
+from pydantic import Field, model_validator
 
-from milora.method.errors import MiloraError
-from milora.run.settings import Section, explain, list_shipped, parse_overrides, read_settings
+from milora.run.paths import make_override_absolute
+from milora.run.settings import Section, Settings, list_shipped, merge, parse_overrides, read_settings, validate
+from milora.run.values import Name, Seed
 
 COMPARISONS = Path(__file__).parent / "comparisons"
 
@@ -25,14 +23,14 @@ class Comparison(Section):
     {arm: {task: figure}}, and `differs` says how this comparison differs from the paper's.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Name
     description: str = ""
     recipe: str
     overrides: list[str] = []
     arms: Annotated[dict[str, list[str]], Field(min_length=1)]
     learning_rates: Annotated[list[Rate], Field(min_length=1)]
     arm_learning_rates: dict[str, Annotated[list[Rate], Field(min_length=1)]] = {}
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     paper: dict[str, dict[str, float]] = {}
     differs: str = ""
 
@@ -68,12 +66,17 @@ def load_comparison(name: str, overrides: Sequence[str] = ()) -> Comparison:
     """
     grid = [override for override in overrides if override.partition("=")[0] in ("learning_rates", "seeds")]
     of_recipe = [override for override in overrides if override not in grid]
-    try:
-        settings = OmegaConf.merge(read_settings(name, "comparison", COMPARISONS), parse_overrides(grid))
-        content: Any = OmegaConf.to_container(settings, resolve=True)
-        content["overrides"] = [*content.get("overrides", []), *of_recipe]
-        return Comparison.model_validate(content)
-    except ValidationError as error:
-        raise MiloraError(f"comparison {name}: {explain(error, Comparison)}", "see docs/comparisons.md") from error
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise MiloraError(f"comparison {name}: {error}", "fix the YAML or the override") from error
+    content = merge(read_settings(name, "comparison", COMPARISONS, _make_absolute), parse_overrides(grid))
+    if isinstance(content.setdefault("overrides", []), list):
+        content["overrides"] += of_recipe
+    return validate(Comparison, content, f"comparison {name}", "see docs/comparisons.md")
+
+
+def _make_absolute(settings: Settings, folder: Path) -> None:
+    """Make the paths in a comparison's file absolute: its recipe, and those in overrides."""
+    if str(settings.get("recipe")).endswith((".yaml", ".yml")):
+        settings["recipe"] = str(folder / settings["recipe"])
+    arms = settings.get("arms")
+    for overrides in [settings.get("overrides"), *(arms.values() if isinstance(arms, dict) else ())]:
+        if isinstance(overrides, list):
+            overrides[:] = [make_override_absolute(str(override), folder) for override in overrides]

@@ -107,7 +107,7 @@ COMMONSENSE = {
     "openbookqa": "openbookqa",
 }
 
-NAMED_SETS = {
+NAMED_SETS: dict[str, NamedSet] = {
     "gsm8k": NamedSet(
         _read_gsm8k,
         {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"},

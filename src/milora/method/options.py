@@ -29,6 +29,28 @@ Export = Literal["lora", "merged", "residual"]
 TemplateName = Literal["auto", "chat", "plain", "alpaca", "commonsense"]
 """How a conversation becomes text: with the model's own chat template, or with one of milora's. `auto` chooses."""
 
+DataSet = Literal[
+    "arithmetic",
+    "chat",
+    "gsm8k",
+    "math",
+    "mawps",
+    "boolq",
+    "piqa",
+    "social_i_qa",
+    "hellaswag",
+    "winogrande",
+    "arc_easy",
+    "arc_challenge",
+    "openbookqa",
+    "humaneval",
+    "metamath",
+    "commonsense_170k",
+    "codefeedback",
+    "code_alpaca",
+]
+"""The data sets that have names."""
+
 OnBadRow = Literal["error", "drop"]
 """What happens to a training row that cannot be read: for example, a cell is null where text is needed."""
 

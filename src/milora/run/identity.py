@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from milora.method.files import hash_file
+from milora.method.options import DataSet
 from milora.run.recipe import Recipe
 
 FORMAT = 2  # of run directories; those of format 1 have no identity.json
@@ -34,16 +35,13 @@ def identify(recipe: Recipe, data_files: Sequence[Sequence[Path]]) -> Identity:
     for key in _without_effect(recipe):
         content.get("training", {}).pop(key, None)
     data = content["data"]
+    data.pop("data_dir", None)  # where the files of named sets are
     for source, files in zip(data.get("sources", [data]), data_files, strict=True):
         if files:
-            if recipe.data.data_dir is None:  # the name is that of a file
+            if source["name"] not in get_args(DataSet):  # but that of a file
                 del source["name"]
             source["sha256"] = [hash_local(path) for path in files]
-    if any(data_files):
-        data.pop("data_dir", None)
-    folder = Path(recipe.model.name)
-    if folder.is_dir():
-        content["model"]["name"] = hash_folder(folder)
+    content["model"]["name"] = identify_model(recipe.model.name)
     text = json.dumps([FORMAT, _with_plain_numbers(content)], sort_keys=True)
     return Identity(FORMAT, hashlib.sha256(text.encode()).hexdigest()[:8])
 
@@ -58,6 +56,14 @@ def _without_effect(recipe: Recipe) -> list[str]:
         if recipe.adapter.dropout == 0 and recipe.adapter.method != "lora_ga":
             keys.append("micro_batch_size")
     return keys
+
+
+def identify_model(name: str) -> Any:
+    """Return the digests of a local model's files, and of another one the name."""
+    path = Path(name)
+    if path.is_dir():
+        return hash_folder(path)
+    return hash_local(path) if path.is_file() else name
 
 
 def hash_folder(folder: Path) -> dict[str, str]:

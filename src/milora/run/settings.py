@@ -1,14 +1,19 @@
 """YAML files and `key=value` overrides → settings, and what is wrong with them in words."""
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from milora.method.errors import MiloraError
+from milora.run.plain import parse_plain, read_plain
+
+Settings = dict[str, Any]
+Finish = Callable[[Settings, Path], None]
 
 RENAMED = {
     "adapter.base": "adapter.form",
@@ -18,42 +23,62 @@ RENAMED = {
 }
 
 
+S = TypeVar("S", bound="Section")
+
+
 class Section(BaseModel):
     """A group of keys: unknown keys are errors, and values are never converted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-def read_settings(name: str, kind: str, shipped: Path) -> DictConfig:
+def read_settings(name: str, kind: str, shipped: Path, finish: Finish) -> Settings:
     """Return the mapping in a .yaml file, or in a file of the folder `shipped`; `extends: NAME` is merged under it.
 
-    A description is not inherited, because it does not describe what extends it.
-
-    `kind` is the word for such a file in messages.
+    A description is not inherited, because it does not describe what extends it. `kind` is the word for such a file in
+    messages; `finish` makes the paths in a file's settings absolute.
 
     Raises:
-        MiloraError: the file does not exist, or is not a mapping.
+        MiloraError: the file does not exist, is not a mapping, or extends itself.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else shipped / f"{name}.yaml"
+    return _read(name, kind, shipped, finish, ())
+
+
+def _read(name: str, kind: str, shipped: Path, finish: Finish, children: tuple[Path, ...]) -> Settings:
+    path = (Path(name) if name.endswith((".yaml", ".yml")) else shipped / f"{name}.yaml").resolve()
     if not path.is_file():
         names = list_shipped(shipped)
         near = difflib.get_close_matches(name, names, n=1)
         raise MiloraError(
-            f"there is no {kind} {name!r}",
+            f"{name} is a folder, not a {kind}" if Path(name).is_dir() else f"there is no {kind} {name!r}",
             f"did you mean {near[0]}?" if near else f"choose {', '.join(names)}, or name a .yaml file",
         )
-    settings = OmegaConf.load(path)
-    if not isinstance(settings, DictConfig):
+    if path in children:
+        raise MiloraError(f"{name} extends itself", "remove one `extends`")
+    settings = read_plain(path)
+    if not isinstance(settings, dict):
         raise MiloraError(
             f"{path} is not a mapping of keys to values", "start from what `milora show quickstart` prints"
         )
-    extended = settings.pop("extends", None)
-    if not extended:
+    parent = settings.pop("extends", None)
+    finish(settings, path.parent)
+    if parent is None:
         return settings
-    parent = read_settings(extended, kind, shipped)
-    parent.pop("description", None)
-    merged = OmegaConf.merge(parent, settings)
-    assert isinstance(merged, DictConfig)
+    if not isinstance(parent, str):
+        raise MiloraError(f"{path}: extends={parent} is not the name of a {kind}", "name one, or a .yaml file")
+    if parent.endswith((".yaml", ".yml")):
+        parent = str(path.parent / parent)
+    inherited = _read(parent, kind, shipped, finish, (*children, path))
+    inherited.pop("description", None)
+    return merge(inherited, settings)
+
+
+def merge(settings: Settings, changes: Settings) -> Settings:
+    """Return the settings with the changes; a mapping changes only the keys that it names."""
+    merged = dict(settings)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
@@ -62,32 +87,51 @@ def list_shipped(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def parse_overrides(overrides: Sequence[str]) -> DictConfig:
+def parse_overrides(overrides: Sequence[str]) -> Settings:
     """Return `key=value` arguments as settings.
 
     Raises:
-        MiloraError: an argument without "=".
+        MiloraError: one of them is not `key=value`, or its value is not plain YAML.
     """
-    for override in overrides:
-        if "=" not in override:
-            raise MiloraError(f"{override!r} is not key=value", "write for example training.learning_rate=1e-4")
-    return OmegaConf.from_dotlist(list(overrides))
+    return reduce(merge, map(parse_plain, overrides), {})
 
 
-def explain(error: ValidationError, schema: type[Section]) -> str:
-    """Return everything that a validation found, in one line, with the keys that were probably meant."""
-    return "; ".join(_explain_one(entry["type"], entry["loc"], entry["msg"], schema) for entry in error.errors())
+def validate(schema: type[S], content: Any, name: str = "", hint: str = "see the command's --help") -> S:
+    """Return the section that the content gives; `name` is that of what contains it, in a message.
+
+    Raises:
+        MiloraError: keys and values that the schema refuses, all of them.
+    """
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        raise MiloraError(f"{name}: {_explain(error, schema)}" if name else _explain(error, schema), hint) from error
 
 
-def _explain_one(kind: str, location: tuple[int | str, ...], message: str, schema: Any) -> str:
-    key = ".".join(map(str, location))
-    if kind != "extra_forbidden":
-        return f"{key}: {message.removeprefix('Value error, ')}" if key else message
+def _explain(error: ValidationError, schema: type[Section]) -> str:
+    """Everything that a validation found, in one line, with the keys that were probably meant."""
+    found: dict[str, list[str]] = {}
+    for entry in error.errors():
+        key = ".".join(str(part) for part in entry["loc"] if not KIND.search(str(part)))
+        if entry["type"] == "extra_forbidden":
+            found[f"{key} {_suggest(key, schema)}"] = []
+        else:
+            found.setdefault(f"{key}: " if key else "", []).append(entry["msg"].removeprefix("Value error, "))
+    return "; ".join(key + " or ".join(messages) for key, messages in found.items())
+
+
+# pydantic names the kinds of a value that may have several, as if they were keys.
+KIND = re.compile(r"^constrained-|^\w+\[")
+
+
+def _suggest(key: str, schema: Any) -> str:
+    """What follows a key that does not exist."""
     if key in RENAMED:
-        return f"{key} is now called {RENAMED[key]}"
-    for part in location[:-1]:
-        # An integer is a place in a list of sections.
-        schema = get_args(schema)[0] if isinstance(part, int) else schema.model_fields[part].annotation
-    near = difflib.get_close_matches(str(location[-1]), schema.model_fields, n=1)
+        return f"is now called {RENAMED[key]}"
+    *sections, last = key.split(".")
+    for part in sections:
+        # A number is a place in a list of sections.
+        schema = get_args(schema)[0] if part.isdigit() else schema.model_fields[part].annotation
+    near = difflib.get_close_matches(last, schema.model_fields, n=1)
     suggestion = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(schema.model_fields)}"
-    return f"{key} is not a key: {suggestion}"
+    return f"is not a key: {suggestion}"
