@@ -2,16 +2,21 @@
 
 import importlib.util
 import shutil
+from pathlib import Path
 
+import httpx2
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
 from milora import MiloraError
+from milora.evaluation.target import resolve_target
 from milora.models import base, embedded
 from milora.models.init import write_start
-from milora.run.recipe import AdapterSection, ModelSection
+from milora.run.recipe import AdapterSection, ModelSection, load_recipe
+from milora.training.prepare import locate
 
 
 def test_the_embedded_model_is_converted_once_trainable_and_savable(tmp_path):
@@ -37,6 +42,59 @@ def test_absent_or_altered_package(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(MiloraError, match="has sha256"):
         embedded._find_gguf()
+
+
+def test_a_gguf_file_is_a_model_by_its_content(tmp_path, monkeypatch):
+    """Of a user's own: here the embedded one, under other names, which is converted once."""
+
+    def convert(file, target):
+        converted.append(file)
+        target.parent.mkdir(parents=True)
+        target.symlink_to(known)
+
+    converted, known = [], embedded.locate_embedded_model()
+    monkeypatch.setattr(embedded, "_convert_gguf", convert)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("mine.gguf", "mine.GGUF"):
+        (tmp_path / name).symlink_to(embedded._find_gguf())
+    mine, copy = (ModelSection(name=str(tmp_path / name)) for name in ("mine.gguf", "mine.GGUF"))
+    assert base.load_tokenizer(mine).eos_token == base.load_tokenizer(copy).eos_token == "<|im_end|>"
+    assert converted == [Path(mine.name)]
+    runs = [locate(load_recipe("quickstart", [f"model.name={one.name}"]), tmp_path).path for one in (mine, copy)]
+    assert runs[0] == runs[1] != locate(load_recipe("quickstart"), tmp_path).path
+
+
+def test_a_damaged_gguf_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "whole.gguf").write_bytes(embedded._find_gguf().read_bytes()[:100_000])
+    for name, message in (("whole.gguf", "cannot be loaded"), ("whole2.gguf", "did you mean whole.gguf")):
+        with pytest.raises(MiloraError, match=message):
+            base.load_tokenizer(ModelSection(name=str(tmp_path / name)))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+RESPONSE = httpx2.Response(403, request=httpx2.Request("GET", "https://hub"))
+OF_THE_HUB = [
+    (GatedRepoError("gated", response=RESPONSE), "ask for access"),
+    (RepositoryNotFoundError("unknown", response=RESPONSE), "check the name and the revision"),
+    (LocalEntryNotFoundError("offline"), "check the network"),
+    (OSError(28, "No space left on device"), "free some disk space"),
+    (PermissionError(13, "Permission denied"), "check the permissions"),
+    (ImportError("GPTQ needs optimum"), "install the package"),
+    (KeyError("model_type"), "name a hub model"),
+]
+
+
+@pytest.mark.parametrize(("cause", "hint"), OF_THE_HUB, ids=[row[1] for row in OF_THE_HUB])
+def test_each_failure_of_the_hub_has_its_way_out(monkeypatch, cause, hint):
+    def fail(*_, **__):
+        if isinstance(cause, ImportError):
+            raise cause
+        raise OSError("We could not load it") from cause
+
+    monkeypatch.setattr(base.AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(MiloraError, match=hint):
+        base.load_tokenizer(ModelSection(name="someone/something"))
 
 
 def test_no_such_model(tmp_path, monkeypatch):
@@ -115,3 +173,5 @@ def test_a_residual_model_is_not_a_base(tmp_path, small_model):
     for load in (base.load_model, base.load_tokenizer, base.load_skeleton):
         with pytest.raises(MiloraError, match="is a residual model"):
             load(ModelSection(name=str(tmp_path / "start")))
+    with pytest.raises(MiloraError, match="is a residual model"):
+        resolve_target(str(tmp_path / "start")).load()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftModel
 from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,9 +17,10 @@ from milora.method.export import replace_by_lora
 from milora.method.files import read_json
 from milora.method.layers import MARKS
 from milora.method.options import Dtype, Form, TemplateName
-from milora.models.base import attach_adapter, load_model, load_tokenizer
+from milora.models.base import attach_adapter, load_model, load_tokenizer, read_adapter_config
 from milora.run.directory import NOTHING, Permissions, RunDirectory, is_run, open_run, run_of_checkpoint, run_of_export
-from milora.run.identity import hash_folder, hash_local
+from milora.run.identity import hash_local, identify_model
+from milora.run.paths import locate
 from milora.run.recipe import ModelSection, Recipe
 from milora.run.records import TrainingRecord
 
@@ -57,8 +58,7 @@ class Target:
     def digest(self) -> str:
         """Twelve hex digits of everything that decides its answers; local files count by their contents."""
         content = self.model.model_dump(exclude_defaults=True) | {"dtype": self.model.dtype}
-        if Path(self.model.name).is_dir():
-            content["name"] = hash_folder(Path(self.model.name))
+        content["name"] = identify_model(self.model.name)
         adapter = _describe_adapter(self.adapter) if self.adapter else None
         text = json.dumps([content, adapter, self.form], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -116,10 +116,11 @@ def resolve_target(name: str, dtype: Dtype = "bfloat16", permissions: Permission
         return replace(_target(run, path), who=path.name, served=path.name)
     if (path / CONFIG_NAME).is_file():
         source = run_of_export(path, permissions)
-        base = source.recipe.model.name if source else str(PeftConfig.from_pretrained(name).base_model_name_or_path)
+        base = source.recipe.model.name if source else str(read_adapter_config(path).base_model_name_or_path)
         section = ModelSection(name=base, dtype=dtype, trust_remote_code=permissions.trust_remote_code)
         return Target("trained", section, _folder(path), path.name, path)
-    section = ModelSection(name=name, dtype=dtype, trust_remote_code=permissions.trust_remote_code)
+    located = locate("model.name", name, Path.cwd())
+    section = ModelSection(name=located, dtype=dtype, trust_remote_code=permissions.trust_remote_code)
     return Target("base", section, _folder(path), name)
 
 

