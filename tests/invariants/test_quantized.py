@@ -11,7 +11,7 @@ from milora import MiloraError
 from milora.method.variant import read_weight
 from milora.models.base import attach_adapter, load_model
 from milora.models.export import export_run
-from milora.run.directory import open_run
+from milora.run.directory import locate_export, open_run
 from milora.run.recipe import load_recipe
 from milora.run.records import TrainingRecord
 from tests.conftest import add_milora, drift, logits_of, train_briefly
@@ -101,16 +101,16 @@ def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_small
     # In bf16 most of AdamW's steps would have been rounded away.
     trained = [tensor for name, tensor in factors.items() if ".lora_A." in name]
     assert all((tensor != tensor.bfloat16()).float().mean() > 0.9 for tensor in trained)
-    on_quantized = PeftModel.from_pretrained(load_model(run.recipe.model), run.export("lora"))
+    on_quantized = PeftModel.from_pretrained(load_model(run.recipe.model), locate_export(run.path, "lora"))
     assert drift(logits_of(on_quantized), logits_of(attach_adapter(load_model(run.recipe.model), run.adapter))) < 1e-5
-    on_full = PeftModel.from_pretrained(load_small(), run.export("lora"))
+    on_full = PeftModel.from_pretrained(load_small(), locate_export(run.path, "lora"))
     with on_full.disable_adapter():
         base = logits_of(on_full)
     assert torch.equal(base, logits_of(load_small()))
     # Not exact, because it was trained on the quantized weights; but closer to the trained model than the base is.
     assert drift(logits_of(on_full), logits_of(on_quantized)) < drift(base, logits_of(on_quantized))
     with pytest.raises(MiloraError, match="round the update away"):
-        export_run(run, "merged", run.export("merged"))
+        export_run(run, run.trained, "merged")
 
 
 @pytest.mark.parametrize(

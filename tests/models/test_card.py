@@ -11,7 +11,7 @@ from milora.evaluation.target import resolve_target
 from milora.method.errors import MiloraError
 from milora.models.card import describe_lora, name_base, say_how_to_load
 from milora.models.embedded import EMBEDDED, locate_embedded_model
-from milora.run.directory import create_run
+from milora.run.directory import create_run, locate_export
 from milora.run.recipe import ModelSection, load_recipe
 from milora.training.prepare import locate
 from tests.conftest import make_llama
@@ -73,7 +73,7 @@ def test_the_lines_of_the_readme_load_the_adapter(adapter, small_model, load_sma
 
 def test_an_export_in_its_run_is_scored_on_the_runs_base(tmp_path, small_model):
     run = create_run(locate(load_recipe("quickstart", [f"model.name={small_model}"]), tmp_path))
-    folder = run.export("lora")
+    folder = locate_export(run.path, "lora")
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "local:model"}')
     assert resolve_target(str(folder)).model.name == str(small_model)

@@ -113,12 +113,14 @@ def test_trained_is_reloaded_is_exported(method, small_recipe, tmp_path):
     base = logits_of(load_model(run.recipe.model))
     trained = logits_of(target_of_run(run).load())
     assert drift(trained, base) > 1e-4, "training changed nothing: this test shows nothing"
-    merged = AutoModelForCausalLM.from_pretrained(export_run(run, "merged", tmp_path / "merged"), dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(
+        export_run(run, run.trained, "merged", tmp_path / "merged"), dtype=torch.float32
+    )
     assert drift(logits_of(merged), trained) < 1e-5
     if run.recipe.adapter.has_initial_factors:
-        portable = attach_adapter(load_model(run.recipe.model), export_run(run, "lora", tmp_path / "lora"))
+        portable = attach_adapter(load_model(run.recipe.model), export_run(run, run.trained, "lora", tmp_path / "lora"))
         assert drift(logits_of(portable), trained) < 1e-5
-        residual = export_run(run, "residual", tmp_path / "residual")
+        residual = export_run(run, run.trained, "residual", tmp_path / "residual")
         pair = attach_adapter(AutoModelForCausalLM.from_pretrained(residual, dtype=torch.float32), residual / "adapter")
         assert drift(logits_of(pair), trained) < 1e-5
 

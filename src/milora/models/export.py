@@ -13,7 +13,7 @@ from milora.method.loading import load_milora
 from milora.method.options import Export
 from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.models.card import describe_lora
-from milora.run.directory import RunDirectory
+from milora.run.directory import RunDirectory, locate_export
 from milora.run.recipe import ModelSection
 
 
@@ -28,18 +28,20 @@ def check_vacant(folder: Path) -> Path:
     return folder
 
 
-def export_run(run: RunDirectory, form: Export, output: Path, rank: int | None = None) -> Path:
-    """Write a trained run as an ordinary LoRA for the untouched base, a merged model, or the paper's residual pair.
+def export_run(
+    run: RunDirectory, trained: Path, form: Export, output: Path | None = None, rank: int | None = None
+) -> Path:
+    """Write what a run trained, its result or a checkpoint's, in a form that others load.
 
-    The adapter of a method without initial factors is one that PEFT loads as it is, and is copied.
+    That is an ordinary LoRA for the untouched base, a merged model, or the paper's residual pair.
+    The adapter of a method without initial factors is one that PEFT loads as it is, and is copied. `output` is by
+    default a folder in the run.
 
     Raises:
-        MiloraError: the run is not trained, or the form does not fit the method.
+        MiloraError: the form does not fit the method.
     """
     recipe = run.recipe
     method, is_full = recipe.adapter.method, recipe.adapter.method == "full"
-    if not run.is_trained:
-        raise MiloraError(f"{run.path} is not trained yet", "run `milora train` with its recipe first")
     if rank is not None and (form != "lora" or not recipe.adapter.has_initial_factors):
         raise MiloraError(f"--rank {rank} recompresses a LoRA, not --as {form} of {method}", "leave --rank out")
     if form != "lora" and recipe.model.quantization:
@@ -48,28 +50,40 @@ def export_run(run: RunDirectory, form: Export, output: Path, rank: int | None =
             "use --as lora; what merges it into the full-precision base gets another model than was trained",
         )
     if form == "lora" and is_full or form == "residual" and not recipe.adapter.has_initial_factors:
-        raise MiloraError(f"method {method} leaves nothing to write as {form}: {run.trained}", "use --as merged")
+        raise MiloraError(f"method {method} leaves nothing to write as {form}: {trained}", "use --as merged")
+    output = output or locate_export(run.path, form, "" if trained == run.trained else trained.name)
     if form == "lora":
         if recipe.adapter.has_initial_factors:
-            tuned = attach_adapter(load_model(recipe.model), run.adapter, recipe.adapter.form)
+            tuned = attach_adapter(load_model(recipe.model), trained, recipe.adapter.form)
             save_milora_as_lora(output, tuned, rank=rank)
         else:
-            shutil.copytree(run.adapter, output, dirs_exist_ok=True)
+            _copy(trained, output)
         describe_lora(output, recipe.model, method, recipe.name)
         return output
     if is_full:
-        shutil.copytree(run.model, output, dirs_exist_ok=True)
-        return output
+        return _copy(trained, output)
     model = load_model(recipe.model)
     if form == "residual":
-        save_residual_pair(output, load_milora(model, run.adapter, form="residual"))
+        save_residual_pair(output, load_milora(model, trained, form="residual"))
     else:
-        attach_adapter(model, run.adapter, recipe.adapter.form).merge_and_unload().save_pretrained(output)
+        attach_adapter(model, trained, recipe.adapter.form).merge_and_unload().save_pretrained(output)
     load_tokenizer(recipe.model).save_pretrained(output)
     return output
 
 
-def export_adapter(adapter: Path, initial: Path, form: Export, output: Path, rank: int | None = None) -> Path:
+def _copy(trained: Path, output: Path) -> Path:
+    """Without what a checkpoint also has: the trainer's state."""
+    state = {"optimizer", "scheduler", "rng_state", "trainer_state", "training_args", "scaler", "complete"}
+    output.mkdir(parents=True, exist_ok=True)
+    for file in trained.iterdir():
+        if file.is_file() and file.name.partition(".")[0] not in state:
+            shutil.copy2(file, output)
+    return output
+
+
+def export_adapter(
+    adapter: Path, initial: Path, form: Export, output: Path | None = None, rank: int | None = None
+) -> Path:
     """Write an adapter trained on a residual model from `milora init` as an ordinary LoRA for the original base.
 
     Raises:
@@ -77,6 +91,7 @@ def export_adapter(adapter: Path, initial: Path, form: Export, output: Path, ran
     """
     if form != "lora":
         raise MiloraError(f"an adapter on a residual model is not written --as {form}", "leave --as out")
+    output = output or locate_export(adapter, form)
     convert_adapter(output, adapter, initial, rank=rank)
     base = str(read_json(output / CONFIG_NAME)["base_model_name_or_path"])
     describe_lora(output, ModelSection(name=base), "milora", adapter.resolve().name)

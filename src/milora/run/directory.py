@@ -15,7 +15,7 @@ runs/<name>-<digest>/
   divergence.json       instead of it, if training diverged
   evaluation/<who>/<task>/<settings>/{scores.json, samples.jsonl, completions-*.jsonl}
                         who: base, trained, checkpoint-N
-  export/<form>/        lora, merged or residual
+  export/<form>/        lora, merged or residual; of a checkpoint, <form>-checkpoint-N
   report.html
   worker.log, cell.json in a comparison: what the process said, and that all is done
 """
@@ -37,7 +37,7 @@ from milora.run.environment import Environment, describe_environment
 from milora.run.identity import FORMAT, Identity
 from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import Recipe, load_recipe
-from milora.run.records import Divergence
+from milora.run.records import CheckpointMark, Divergence
 
 Record = TypeVar("Record")
 RECIPE = "recipe.yaml"
@@ -164,9 +164,6 @@ class RunDirectory(RecordFolder):
     def log(self) -> Path:
         return self.path / "worker.log"
 
-    def export(self, form: Export) -> Path:
-        return locate_export(self.path, form)
-
     @property
     def is_trained(self) -> bool:
         return (self.path / FILES["TrainingRecord"]).is_file()
@@ -182,9 +179,9 @@ def locate_scores(root: Path, who: str, task: str, settings: str) -> ScoreFolder
     return ScoreFolder(root / who / task / settings)
 
 
-def locate_export(folder: Path, form: Export) -> Path:
-    """Return where the exports of a run, or of an adapter's folder, go."""
-    return folder / "export" / form
+def locate_export(folder: Path, form: Export, checkpoint: str = "") -> Path:
+    """Return where the exports of a run, a checkpoint of it, or an adapter's folder go."""
+    return folder / "export" / (f"{form}-{checkpoint}" if checkpoint else form)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -272,6 +269,14 @@ def open_run(path: Path, permissions: Permissions = NOTHING) -> RunDirectory:
     allowed = recipe.evaluation.allow_code_execution and permissions.allow_code_execution
     evaluation = recipe.evaluation.model_copy(update={"allow_code_execution": allowed})
     return RunDirectory(path, recipe.model_copy(update={"evaluation": evaluation}))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all files of a checkpoint were written; a process may have been killed before."""
+    folder = RecordFolder(checkpoint)
+    return folder.has(CheckpointMark) and all(
+        (checkpoint / name).is_file() for name in folder.read(CheckpointMark).files
+    )
 
 
 def run_of_checkpoint(path: Path, permissions: Permissions = NOTHING) -> RunDirectory | None:

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import SFTConfig  # type: ignore[attr-defined]  # TRL declares its public names lazily
 
 from milora.method.errors import MiloraError
@@ -57,6 +58,20 @@ def make_arguments(run: RunDirectory, *, resumed: bool, evaluated: bool) -> SFTC
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def check_reporting(name: str) -> None:
+    """Raise unless the library that `training.report_to` names is installed.
+
+    Raises:
+        MiloraError: transformers does not know it, or it is not installed.
+    """
+    known = sorted(INTEGRATION_TO_CALLBACK)
+    if name not in (*known, "all", "none"):
+        raise MiloraError(f"training.report_to={name} is not a tracker", f"choose none, or {', '.join(known)}")
+    installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    if name in known and name not in installed:
+        raise MiloraError(f"training.report_to={name}: the library is not installed", "install it, or set none")
 
 
 def count_steps(recipe: Recipe, rows: int) -> int:

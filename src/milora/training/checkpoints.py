@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer import TRAINER_STATE_NAME
 
 from milora.method.errors import MiloraError
-from milora.run.directory import CHECKPOINT, RecordFolder, RunDirectory, step_of
+from milora.run.directory import CHECKPOINT, RecordFolder, RunDirectory, is_whole, step_of
 from milora.run.environment import list_versions
 from milora.run.launch import any_process, count_processes, is_main_process, name_launcher, wait_for_all
 from milora.run.recipe import Recipe
@@ -66,7 +66,7 @@ def find_checkpoint(run: RunDirectory, planned: int) -> Path | None:
     """
     if is_main_process():
         for path in run.checkpoints.glob(f"{CHECKPOINT}*"):
-            if not _is_whole(path) or step_of(path) >= planned or _has_stopped_early(path):
+            if not is_whole(path) or step_of(path) >= planned or _has_stopped_early(path):
                 shutil.rmtree(path)
     wait_for_all()
     last = run.last_checkpoint()
@@ -90,13 +90,6 @@ def _check_launch(checkpoint: Path, mark: CheckpointMark) -> None:
             f"{checkpoint} was written with {', '.join(others)}, and resuming with other versions would mix the two",
             f"install what it was written with, or delete {checkpoint.parent} to start over",
         )
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    folder = RecordFolder(checkpoint)
-    return folder.has(CheckpointMark) and all(
-        (checkpoint / name).is_file() for name in folder.read(CheckpointMark).files
-    )
 
 
 def _has_stopped_early(checkpoint: Path) -> bool:

@@ -25,7 +25,7 @@ from milora.run.identity import identify
 from milora.run.launch import fail_together, is_main_process, name_launcher
 from milora.run.recipe import Recipe
 from milora.run.records import Start, TokenReport
-from milora.training.arguments import count_steps, micro_batch_size
+from milora.training.arguments import check_reporting, count_steps, micro_batch_size
 from milora.training.checkpoints import can_resume, check_space, find_checkpoint
 
 Trained: TypeAlias = PreTrainedModel | PeftModel
@@ -79,6 +79,7 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
     """
     recipe = run.recipe
     _check_launch(recipe)
+    check_reporting(recipe.training.report_to)
     micro_batch = micro_batch_size(recipe)
     is_full = recipe.adapter.method == "full"
     with fail_together():
