@@ -40,6 +40,7 @@ TrustCode = Annotated[
 AllowPrograms = Annotated[
     bool, typer.Option("--allow-code-execution", help="Let tasks run programs that the model writes.")
 ]
+Agree = Annotated[bool, typer.Option("--yes", help="Agree beforehand to what a judge costs.")]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder that contains run directories.")]
 
 
@@ -147,6 +148,7 @@ def evaluate_(
     max_new_tokens: Annotated[int | None, typer.Option(help="evaluation.max_new_tokens.")] = None,
     backend: Annotated[Backend | None, typer.Option(help="This process, or a server: evaluation.backend.")] = None,
     url: Annotated[str | None, typer.Option(help="The server's, ending in /v1: evaluation.url.")] = None,
+    yes: Agree = False,
     allow_code_execution: AllowPrograms = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
@@ -164,7 +166,7 @@ def evaluate_(
     section = with_overrides(own, _given(context, EvaluationSection), overrides or [])
     if not section.tasks:
         raise MiloraError(f"no task is given to score {name} on", "name --tasks, for example gsm8k,math")
-    scores = evaluate(target, section, baseline=baseline)
+    scores = evaluate(target, section, baseline=baseline, yes=yes)
     if is_main_process():
         typer.echo(format_table(scores))
         typer.echo(f"samples  {target.folder}")
@@ -203,6 +205,7 @@ def run_(
     recipe: RecipeOrRun,
     overrides: Overrides = None,
     runs: Runs = RUNS,
+    yes: Agree = False,
     allow_code_execution: AllowPrograms = False,
     trust_remote_code: TrustCode = False,
 ) -> None:
@@ -213,7 +216,7 @@ def run_(
     job = read_job(recipe, overrides or [], Permissions(trust_remote_code, allow_code_execution))
     from milora.pipeline import locate_job, run_all
 
-    finished = run_all(locate_job(job, runs))
+    finished = run_all(locate_job(job, runs), yes=yes)
     if finished is not None:
         typer.echo(finished.outcome)
         typer.echo(f"exported {finished.exported}\nreport   {finished.report}\nto load it:\n{finished.how_to_load}")
@@ -237,6 +240,7 @@ def compare_(
     scheduler: Annotated[Scheduler, typer.Option("--on", help="This machine, or a Ray cluster.")] = "local",
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each Ray task.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and what it costs.")] = False,
+    yes: Agree = False,
     runs: Runs = RUNS,
 ) -> None:
     """Compare methods, each at its own best learning rate.
@@ -256,7 +260,7 @@ def compare_(
     from milora.report.sentences import say_what_it_cannot, say_what_it_shows
     from milora.report.tables import format_arms, format_tests
 
-    found = compare(grid, jobs=jobs, scheduler=scheduler, gpus=gpus)
+    found = compare(grid, jobs=jobs, scheduler=scheduler, gpus=gpus, yes=yes)
     if found.page is not None:
         results = found.results
         typer.echo(f"{format_arms(results, grid.comparison, 'simple')}\n\n{format_tests(results, 'simple')}\n")
@@ -274,9 +278,10 @@ def work_(
     factors: Annotated[Path, typer.Option()],
     parent: Annotated[int, typer.Option()],
     baseline: Annotated[bool, typer.Option("--baseline")] = False,
+    yes: Annotated[bool, typer.Option("--yes")] = False,
 ) -> None:
     """Do one run of a comparison, as the process that compare starts for it; end when compare does."""
     end_with(parent)  # before the imports, which take seconds: it may be started again, and start others
     from milora.pipeline import run_cell
 
-    run_cell(path, recipe, baseline=baseline, factors=factors)
+    run_cell(path, recipe, baseline=baseline, factors=factors, yes=yes)

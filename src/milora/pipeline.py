@@ -92,16 +92,18 @@ def _working_on(run: RunDirectory) -> Iterator[None]:
                         path.rmdir()
 
 
-def run_all(run: RunDirectory) -> Finished | None:
+def run_all(run: RunDirectory, *, yes: bool = False) -> Finished | None:
     """Do the main job for one run; what is done already is read. Only the main process of a launch returns something.
+
+    `yes` agrees beforehand to what a judge costs.
 
     Raises:
         MiloraError: something that the recipe names does not exist, or does not fit; before training where that can
             be known.
     """
-    check_evaluation(run.recipe)
+    check_evaluation(run.recipe, yes)
     with _working_on(run):
-        scores = _train_and_score(run, baseline=True)
+        scores = _train_and_score(run, baseline=True, yes=yes)
         if not is_main_process():
             return None
         if not run.has(Spectra):
@@ -113,21 +115,23 @@ def run_all(run: RunDirectory) -> Finished | None:
         return Finished(outcome, exported, load, write_report(run, scores, load))
 
 
-def compare(grid: Grid, *, jobs: int, scheduler: Scheduler, gpus: float) -> Compared:
+def compare(grid: Grid, *, jobs: int, scheduler: Scheduler, gpus: float, yes: bool = False) -> Compared:
     """Run what is missing of a comparison, and write what it shows; a failed run does not stop the others.
+
+    `yes` agrees to what a judge costs: the runs are processes without a terminal to ask in.
 
     Raises:
         MiloraError: before anything runs, if a benchmark or a text does not exist.
     """
     with locked(grid.path):
-        failures = _run_missing(grid, jobs, scheduler, gpus)
+        failures = _run_missing(grid, jobs, scheduler, gpus, yes)
         if not grid.missing():
             shutil.rmtree(grid.factors, ignore_errors=True)
         results = collect_results(grid)
         return Compared(results, write_results(grid, results) if results.arms else None, failures)
 
 
-def run_cell(path: Path, recipe: Path, *, baseline: bool, factors: Path) -> None:
+def run_cell(path: Path, recipe: Path, *, baseline: bool, factors: Path, yes: bool = False) -> None:
     """Do one run of a comparison, in a process of its own; its record, written last, says that all is done.
 
     Waits for a process that works on the same run: two comparisons may share one.
@@ -135,26 +139,26 @@ def run_cell(path: Path, recipe: Path, *, baseline: bool, factors: Path) -> None
     with locked(path, wait=True):
         run = create_run(RunDirectory(path, load_recipe(str(recipe))))
         started = time.perf_counter()
-        _train_and_score(run, baseline=baseline, cache=factors)
+        _train_and_score(run, baseline=baseline, yes=yes, cache=factors)
         seconds = time.perf_counter() - started
         if run.has(CellRecord):  # another comparison trained it, too
             seconds = max(seconds, run.read(CellRecord).seconds)
         run.write(CellRecord(seconds))
 
 
-def _train_and_score(run: RunDirectory, *, baseline: bool, cache: Path | None = None) -> list[Scores]:
+def _train_and_score(run: RunDirectory, *, baseline: bool, yes: bool, cache: Path | None = None) -> list[Scores]:
     train(run, cache)
-    return evaluate(target_of_run(run), run.recipe.evaluation, baseline=baseline)
+    return evaluate(target_of_run(run), run.recipe.evaluation, baseline=baseline, yes=yes)
 
 
-def _run_missing(grid: Grid, jobs: int, scheduler: Scheduler, gpus: float) -> list[str]:
+def _run_missing(grid: Grid, jobs: int, scheduler: Scheduler, gpus: float, yes: bool) -> list[str]:
     missing = grid.missing()
     for recipe in {_what_is_scored(cell): cell.run.recipe for cell in missing}.values():
-        check_evaluation(recipe)
+        check_evaluation(recipe, yes, asks=False)
     waiting, labels = [], {}
     for number, cell in enumerate(missing):
         file = grid.write_recipe(cell, number)
-        waiting.append(Job(cell.run, file, cell.scores_base, grid.factors))
+        waiting.append(Job(cell.run, file, cell.scores_base, grid.factors, yes))
         labels[file] = _label(cell)
     failures = []
     for job, failure in run_on_ray(waiting, gpus) if scheduler == "ray" else run_here(waiting, jobs):

@@ -215,9 +215,14 @@ def _read_items(target: Target, task: str, section: EvaluationSection) -> Graded
     questions, parts = [], []
     for folder in locate_samples(target, task, section):
         primary = folder.read(Scores).primary
-        graded = [sample for sample in read_samples(folder) if primary in sample.grades]
-        questions += [sample.question for sample in graded]
-        parts.append([sample.grades[primary].score for sample in graded])
+        graded = [
+            (sample.question, sample.grades[primary].score)
+            for sample in read_samples(folder)
+            if primary in sample.grades
+        ]
+        found = [(question, score) for question, score in graded if score is not None]
+        questions += [question for question, _ in found]
+        parts.append([score for _, score in found])
     total = sum(map(len, parts))
     return Graded(questions, [score * total / (len(parts) * len(part)) for part in parts for score in part])
 

@@ -19,13 +19,14 @@ class Job:
     """A run to do in a process of its own.
 
     `recipe` is the file of its recipe: two comparisons may share a run and score it differently. `factors` is the
-    folder of factors that the runs of a comparison share.
+    folder of factors that the runs of a comparison share. `yes` agrees to what a judge costs.
     """
 
     run: RunDirectory
     recipe: Path
     scores_base: bool
     factors: Path
+    yes: bool = False
 
 
 def run_here(waiting: Sequence[Job], jobs: int) -> Iterator[tuple[Job, str | None]]:
@@ -84,6 +85,7 @@ def run_job(job: Job, settings: dict[str, str]) -> str | None:
         "--parent",
         str(os.getpid()),
         *(["--baseline"] if job.scores_base else []),
+        *(["--yes"] if job.yes else []),
     ]
     with log.open("w", encoding="utf-8") as stream:
         done = subprocess.run(command, stdout=stream, stderr=stream, env={**os.environ, **settings}, check=False)

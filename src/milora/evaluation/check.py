@@ -1,5 +1,7 @@
 """What can be known before a model is loaded: that tasks exist, may run, have their data, and fit."""
 
+import sys
+
 from transformers import PreTrainedTokenizerBase
 
 from milora.data.templates import Template, resolve_template
@@ -8,16 +10,20 @@ from milora.evaluation.forgetting import check_text
 from milora.evaluation.generation.context import fit
 from milora.evaluation.generation.request import Request
 from milora.evaluation.harness import check_task, find_task
+from milora.evaluation.judges.cost import check_judge
 from milora.evaluation.sandbox.programs import check_sandbox
 from milora.method.errors import MiloraError
 from milora.models.base import context_length, load_tokenizer
 from milora.run.recipe import EvaluationSection, Recipe
 
 
-def check_evaluation(recipe: Recipe) -> None:
-    """Raise unless the recipe's tasks can be scored, as far as that can be known before training is paid for."""
+def check_evaluation(recipe: Recipe, yes: bool, *, asks: bool = True) -> None:
+    """Raise unless the recipe's tasks can be scored, as far as that can be known before training is paid for.
+
+    `yes` agrees to what a judge costs; a process that `asks` can ask for that in its terminal.
+    """
     section = recipe.evaluation
-    check_tasks(section)
+    check_tasks(section, yes, asks=asks)
     tasks = expand(section)
     if not tasks and not section.forgetting.blocks:
         return
@@ -31,9 +37,12 @@ def check_evaluation(recipe: Recipe) -> None:
     check_text(section.forgetting, tokenizer, context)
 
 
-def check_tasks(section: EvaluationSection) -> None:
-    """Raise unless all tasks exist and may run."""
+def check_tasks(section: EvaluationSection, yes: bool, *, asks: bool = True) -> None:
+    """Raise unless all tasks exist and may run; see `check_evaluation`."""
     names = expand(section)
+    judged = [name for name in names if name in BENCHMARKS and BENCHMARKS[name].judged]
+    if judged:
+        check_judge(section.judge, judged, yes or (asks and sys.stdin.isatty()))
     running = [name for name in names if name in BENCHMARKS and BENCHMARKS[name].runs_code]
     if running and not section.allow_code_execution:
         raise MiloraError(

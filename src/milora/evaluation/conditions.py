@@ -17,7 +17,7 @@ from milora.evaluation.target import Target
 from milora.method.options import TemplateName
 from milora.run.directory import ScoreFolder, locate_scores
 from milora.run.identity import hash_local
-from milora.run.recipe import EvaluationSection
+from milora.run.recipe import EvaluationSection, JudgeSection
 
 
 def settings_of(target: Target, name: str, section: EvaluationSection) -> Settings:
@@ -44,8 +44,10 @@ def settings_of(target: Target, name: str, section: EvaluationSection) -> Settin
 
 def locate(target: Target, name: str, settings: Settings) -> ScoreFolder:
     """Return the folder of a target's scores on a task under these settings."""
-    content = json.dumps(asdict(settings), sort_keys=True)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    content = asdict(settings)
+    if settings.judge is None:
+        del content["judge"]  # what was scored before there were judges is found
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return locate_scores(target.folder, target.who, title_of(name), digest)
 
 
@@ -90,11 +92,19 @@ def _of_benchmark(target: Target, benchmark: Benchmark, section: EvaluationSecti
         batch_size=section.batch_size,
         backend=section.backend,
         server=(served.identity or f"{section.url}, which does not say what it serves") if served else None,
+        judge=_describe_judge(section.judge) if benchmark.judged else None,
     )
 
 
+def _describe_judge(section: JudgeSection) -> str:
+    """What decides a judge's verdicts."""
+    return section.model_dump_json(include={"url", "model", "form", "both_orders"})
+
+
 def _hash_rows(benchmark: Benchmark, data_dir: str | None) -> str | None:
-    """The digest of the rows' file, None if they are embedded or read from their published place."""
+    """The digests of the rows' file and of what is read beside it, None if they are embedded or published elsewhere."""
     if data_dir is None or benchmark.name not in NAMED_SETS:
         return None
-    return hash_local(find_file(benchmark.name, "test", data_dir))
+    beside = [Path(data_dir) / file for file in benchmark.files]
+    files = [find_file(benchmark.name, "test", data_dir), *(file for file in beside if file.is_file())]
+    return " ".join(map(hash_local, files))

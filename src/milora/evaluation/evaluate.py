@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerBase
 from milora.data.conversation import Conversation
 from milora.data.templates import CHAT, ChatTemplate, Template, resolve_template
 from milora.evaluation.benchmarks import BENCHMARKS, GROUPS, Benchmark
-from milora.evaluation.benchmarks.benchmark import HEADLINE
 from milora.evaluation.check import check_tasks, expand
 from milora.evaluation.conditions import locate, served_by, settings_of, template_of, title_of
 from milora.evaluation.forgetting import CROSS_ENTROPY, FORGETTING, score_forgetting
@@ -20,13 +19,13 @@ from milora.evaluation.generation.request import Backend, Request
 from milora.evaluation.generation.server import ServerBackend
 from milora.evaluation.generation.wide import widen
 from milora.evaluation.harness import check_task, score_task
+from milora.evaluation.judges.judge import Judge
 from milora.evaluation.sandbox.programs import describe_confinement
 from milora.evaluation.scores import (
     Cost,
     Sample,
     Scores,
     average,
-    measure_grades,
     write_scores,
 )
 from milora.evaluation.target import Target
@@ -46,22 +45,23 @@ class Posed:
     fitted: Fitted
 
 
-def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = False) -> list[Scores]:
+def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = False, yes: bool = False) -> list[Scores]:
     """Score a target, and with `baseline` its base before it, on the section's tasks; return all scores.
 
     What is scored already under the same settings is read. A killed evaluation resumes at the first completion that it
-    lacks; under `accelerate launch` the processes share the work, and the scores are the same.
+    lacks; under `accelerate launch` the processes share the work, and the scores are the same. `yes` agrees beforehand
+    to what a judge costs.
 
     Raises:
         MiloraError: a task does not exist, its data is not there, or it runs code and that is not allowed.
     """
     targets = [target.base, target] if baseline and target.who != "base" else [target]
-    check_tasks(section)
+    check_tasks(section, yes)
     with locked(target.folder):
         for one in targets:
             _forget_anonymous(one, section)
             missing = [name for name in _list_tasks(one, section) if not _folder(one, name, section).has(Scores)]
-            _score_tasks(one, [name for name in missing if name != FORGETTING], section)
+            _score_tasks(one, [name for name in missing if name != FORGETTING], section, yes)
             if FORGETTING in missing and is_main_process():
                 _score_forgetting(one, section)
     return [scores for one in targets for scores in find_scores(one, section)]
@@ -117,7 +117,7 @@ def _forget_anonymous(target: Target, section: EvaluationSection) -> None:
     wait_for_all()
 
 
-def _score_tasks(target: Target, names: Sequence[str], section: EvaluationSection) -> None:
+def _score_tasks(target: Target, names: Sequence[str], section: EvaluationSection, yes: bool) -> None:
     """Prompts that do not fit are found before the model is loaded: here, so that its memory is free at the end."""
     if not names:
         return
@@ -128,7 +128,7 @@ def _score_tasks(target: Target, names: Sequence[str], section: EvaluationSectio
         check_task(name, section, tokenizer, context_length(target.model, tokenizer))
     backend = _start(target, section, tokenizer)
     for one in posed:
-        _score_benchmark(one, target, section, backend, tokenizer)
+        _score_benchmark(one, target, section, backend, tokenizer, yes)
     if isinstance(backend, LocalBackend):
         backend.end_turns_of(ChatTemplate(tokenizer) if section.apply_chat_template else None)
         for name in others:
@@ -203,7 +203,12 @@ def _score_of_harness(name: str, target: Target, section: EvaluationSection, bac
 
 
 def _score_benchmark(
-    posed: Posed, target: Target, section: EvaluationSection, backend: Backend, tokenizer: PreTrainedTokenizerBase
+    posed: Posed,
+    target: Target,
+    section: EvaluationSection,
+    backend: Backend,
+    tokenizer: PreTrainedTokenizerBase,
+    yes: bool,
 ) -> None:
     benchmark, rows = posed.benchmark, posed.rows
     settings = settings_of(target, benchmark.name, section)
@@ -212,21 +217,30 @@ def _score_benchmark(
     if not is_main_process():
         return
     texts = [completion.text for completion in completed.completions]
-    grades = benchmark.grade(texts, rows)
+    data_dir = section.data_dir or target.data_dir
+    if benchmark.judged is not None:
+        grades = benchmark.judged(texts, rows, Judge(section.judge, folder, target.served, data_dir, yes))
+    else:
+        assert benchmark.grade is not None
+        grades = benchmark.grade(texts, rows)
     samples = [
         Sample(row.question, row.answer, text, {grader: found[index] for grader, found in grades.items()})
         for index, (row, text) in enumerate(zip(rows, texts, strict=True))
     ]
+    headline = grades.get(benchmark.primary) or next(iter(grades.values()))
     scores = Scores(
         task=benchmark.name,
         who=target.who,
         count=len(samples),
-        primary=HEADLINE,
-        metrics=measure_grades(samples),
+        primary=benchmark.primary,
+        metrics=benchmark.summarize(samples, rows, data_dir),
         settings=settings,
         environment=describe_environment(),
+        unit=benchmark.unit,
         differ=sum(len({grade.score for grade in sample.grades.values()}) > 1 for sample in samples),
-        no_answer=sum(sample.grades[HEADLINE].answer is None for sample in samples),
+        no_answer=sum(grade.answer is None for grade in headline),
+        excluded=sum(grade.score is None for grade in headline) if benchmark.judged else None,
+        flagged=sum(grade.flagged for grade in headline) if benchmark.judged else None,
         truncated=sum(not completion.ended for completion in completed.completions) - posed.fitted.unfit,
         unfit=posed.fitted.unfit,
         cost=_measure_cost(completed, tokenizer),

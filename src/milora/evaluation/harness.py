@@ -225,7 +225,8 @@ def _is_cut(harness: HFLM, requests: Sequence[tuple[Any, ...]]) -> bool:
 
 def _measure(value: float, error: Any, samples: Sequence[Sample], title: str) -> Metric:
     """A metric is ours if it is the mean of its samples' grades; of others the harness's own error is all there is."""
-    grades = [sample.grades[title].score for sample in samples if title in sample.grades]
+    found = [sample.grades[title].score for sample in samples if title in sample.grades]
+    grades = [score for score in found if score is not None]
     if grades and math.isclose(fmean(grades), value, abs_tol=1e-9):
         return measure(grades)
     if not isinstance(error, float) or not error > 0:  # a number of 0, or not one

@@ -9,6 +9,7 @@ from pydantic_core import to_jsonable_python
 
 from milora.evaluation.graders.grade import Grade
 from milora.evaluation.intervals import Ends, interval_of, interval_of_average
+from milora.method.errors import MiloraError
 from milora.method.files import format_json, write_text
 from milora.run.directory import ScoreFolder, adapter_of
 from milora.run.environment import Environment
@@ -31,7 +32,8 @@ class Settings:
 
     `model` is the digest of what was scored (base, dtype, quantization, adapter), `version` that of the task: of its
     prompt, decoding and grading. `data` is the digest of local data files. `server` is what a server says of itself.
-    `fewshot` counts worked examples in a prompt of lm-eval, None: as many as the task has.
+    `fewshot` counts worked examples in a prompt of lm-eval, None: as many as the task has. `judge` is the model that
+    graded, where it is, and how it was asked.
     """
 
     model: str
@@ -47,6 +49,7 @@ class Settings:
     server: str | None = None
     fewshot: int | None = None
     text: str | None = None
+    judge: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ class Scores:
     `who` is what was scored: base, trained, or checkpoint-N. `differ` counts samples on which graders disagree,
     `no_answer` those in which the primary grader found none, `truncated` completions that ended at the limit of new
     tokens, and `unfit` prompts that are longer than the model's context: they are counted as wrong, and by lm-eval cut
-    at their start. `confinement` names what held programs that a model wrote.
+    at their start. `excluded` counts samples that the primary grader could not judge, which are in no mean, and
+    `flagged` completions that imitate the judge's prompt. `confinement` names what held programs that a model wrote.
     """
 
     task: str
@@ -80,6 +84,8 @@ class Scores:
     no_answer: int | None = None
     truncated: int | None = None
     unfit: int | None = None
+    excluded: int | None = None
+    flagged: int | None = None
     cost: Cost | None = None
     confinement: str | None = None
 
@@ -105,8 +111,24 @@ def measure(values: Sequence[float]) -> Metric:
 
 
 def measure_grades(samples: Sequence[Sample]) -> dict[str, Metric]:
-    """Return the mean of every grader's scores."""
-    return {name: measure([sample.grades[name].score for sample in samples]) for name in samples[0].grades}
+    """Return the mean of every grader's scores; what it excluded does not count."""
+    return {name: measure(scores_of(samples, name)) for name in samples[0].grades}
+
+
+def scores_of(samples: Sequence[Sample], grader: str) -> list[float]:
+    """Return a grader's scores of the samples that it did not exclude.
+
+    Raises:
+        MiloraError: it excluded all.
+    """
+    grades = [sample.grades[grader] for sample in samples]
+    scores = [grade.score for grade in grades if grade.score is not None]
+    if not scores:
+        raise MiloraError(
+            f"none of {len(grades)} samples could be judged ({grades[0].reason}): there is no {grader} to report",
+            "use another judge, or another setting of evaluation.judge",
+        )
+    return scores
 
 
 def average(name: str, parts: Sequence[Scores]) -> Scores:
@@ -132,6 +154,8 @@ def average(name: str, parts: Sequence[Scores]) -> Scores:
         no_answer=sum(part.no_answer or 0 for part in parts),
         truncated=sum(part.truncated or 0 for part in parts),
         unfit=sum(part.unfit or 0 for part in parts),
+        excluded=sum(part.excluded or 0 for part in parts),
+        flagged=sum(part.flagged or 0 for part in parts),
     )
 
 
@@ -152,8 +176,8 @@ def read_samples(folder: ScoreFolder) -> list[Sample]:
 def format_table(found: Iterable[Scores]) -> str:
     """A plain table: every metric and its 95 % interval, in percent or nats, for each who; the headline first.
 
-    Below them, if there are any, the numbers of completions that ended at the limit of new tokens, and of prompts that
-    were too long.
+    Below them, if there are any, the numbers of completions that ended at the limit of new tokens, of prompts that were
+    too long, of samples that could not be judged, and of completions that imitate the judge's prompt.
     """
     rows: dict[str, dict[str, Scores]] = {}
     for scores in found:
@@ -165,7 +189,7 @@ def format_table(found: Iterable[Scores]) -> str:
         for metric in sorted(first.metrics, key=lambda metric: (metric != first.primary, metric)):
             head = f"{task:<16}{metric:<16}{first.count:>6}" if metric == first.primary else f"{'':<16}{metric:<22}"
             lines.append(head + "".join(f"{_cell(row.get(who), metric):>24}" for who in whos))
-        for count in ("truncated", "unfit"):
+        for count in ("truncated", "unfit", "excluded", "flagged"):
             counts = {who: getattr(scores, count) for who, scores in row.items()}
             if any(counts.values()):
                 lines.append(f"{'':<16}{count:<22}" + "".join(f"{counts.get(who) or 0:>24}" for who in whos))

@@ -60,5 +60,8 @@ PromptChoice = Literal["trained", "official"]
 Backend = Literal["hf", "server"]
 """What generates completions: transformers in this process, or an OpenAI-compatible server."""
 
+JudgeForm = Literal["official", "corrected"]
+"""How a judge's prompt holds the answers: as published, or with whatever imitates the prompt made harmless."""
+
 Scheduler = Literal["local", "ray"]
 """Where the runs of a comparison are executed."""

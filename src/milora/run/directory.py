@@ -14,7 +14,7 @@ runs/<name>-<digest>/
   training.json         written last: training is complete
   divergence.json       instead of it, if training diverged
   evaluation/<who>/<task>/<settings>/{scores.json, samples.jsonl, completions-*.jsonl}
-                        who: base, trained, checkpoint-N
+                        who: base, trained, checkpoint-N; with a judge also judgments.jsonl, and AlpacaEval's own files
   export/<form>/        lora, merged or residual; of a checkpoint, <form>-checkpoint-N
   report.html
   worker.log, cell.json in a comparison: what the process said, and that all is done
@@ -112,6 +112,21 @@ class ScoreFolder(RecordFolder):
 
     def all_completions(self) -> list[Path]:
         return sorted(self.path.glob("completions-*.jsonl"))
+
+    @property
+    def judgments(self) -> Path:
+        """A judge's answers, as they came."""
+        return self.path / "judgments.jsonl"
+
+    @property
+    def outputs(self) -> Path:
+        """Completions as AlpacaEval's leaderboard takes them."""
+        return self.path / "model_outputs.json"
+
+    @property
+    def annotations(self) -> Path:
+        """Verdicts as AlpacaEval writes them."""
+        return self.path / "annotations.json"
 
     def forget(self) -> None:
         """Delete the scores first, which say that all is there, and then what they were made of."""

@@ -12,6 +12,7 @@ from milora.method.options import (
     Components,
     Dtype,
     Form,
+    JudgeForm,
     Method,
     OnBadRow,
     PromptChoice,
@@ -154,6 +155,26 @@ class ForgettingSection(Section):
     block_length: Annotated[int, Field(ge=2, le=LARGEST)] = 1024  # tokens
 
 
+class JudgeSection(Section):
+    """The model that grades answers, at an OpenAI-compatible endpoint; its key is OPENAI_API_KEY in the environment."""
+
+    url: str | None = None  # the endpoint, …/v1
+    model: str | None = None  # its name there
+    form: JudgeForm = "corrected"  # official: the published prompt, byte for byte
+    both_orders: bool = False  # ask about each pair twice, the answers exchanged
+    concurrency: Positive = 8  # questions at a time
+    price_in: Annotated[float, Field(ge=0, le=1e6)] | None = None  # per million tokens, to say what judging costs
+    price_out: Annotated[float, Field(ge=0, le=1e6)] | None = None
+
+    @model_validator(mode="after")
+    def _a_judge_has_an_address_and_a_name(self) -> Self:
+        if bool(self.url) != bool(self.model):
+            raise ValueError(f"url={self.url} does not fit model={self.model}: a judge needs both")
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("price_in and price_out: set both")
+        return self
+
+
 class EvaluationSection(Section):
     """Which benchmarks a run is scored on, before and after training, and how."""
 
@@ -171,6 +192,7 @@ class EvaluationSection(Section):
         None  # worked examples in those prompts; None: the task's number
     )
     forgetting: ForgettingSection = ForgettingSection()
+    judge: JudgeSection = JudgeSection()  # of tasks that a model grades: AlpacaEval, FollowBench, MT-bench
 
     @model_validator(mode="after")
     def _servers_have_addresses(self) -> Self:

@@ -1,6 +1,6 @@
 """A benchmark: its rows, its official prompt, its decoding, and its graders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from milora.data.conversation import Conversation
@@ -8,26 +8,43 @@ from milora.data.rows import load_rows
 from milora.data.templates import TextTemplate
 from milora.evaluation.generation.request import Decoding
 from milora.evaluation.graders.grade import Grade, grade_within
+from milora.evaluation.judges.judge import Judge
+from milora.evaluation.scores import Metric, Sample, Unit, measure_grades
 
 Grader = Callable[[str, str], Grade]
 Grades = dict[str, list[Grade]]  # by grader, one for each completion
+Summarize = Callable[[Sequence[Sample], Sequence[Conversation], str | None], dict[str, Metric]]
 HEADLINE = "corrected"  # the grader that never counts a wrong answer right; beside it, the paper's `official`
 GRADING_SECONDS = 10.0  # for graders that compute: per completion
+
+
+def average_grades(samples: Sequence[Sample], rows: Sequence[Conversation], data_dir: str | None) -> dict[str, Metric]:
+    """Each grader's mean: the summary of most benchmarks."""
+    return measure_grades(samples)
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
     """One benchmark.
 
-    The rows are the test split of the data set of the same name. `grade` takes completions and their rows. `prompt` is
-    the official one. `version` changes whenever prompt, decoding, or grading do.
+    The rows are the test split of the data set of the same name. `grade` takes completions and their rows; `judged` is
+    there instead where another model grades. `prompt` is the official one. `version` changes whenever prompt, decoding,
+    or grading do.
+
+    `summarize` makes metrics, of which `primary` is the headline, from samples and their rows; the files that it and
+    the grading read beside the rows are `files` of `data_dir`.
     """
 
     name: str
     version: int
     prompt: TextTemplate
-    grade: Callable[[list[str], list[Conversation]], Grades]
     max_new_tokens: int
+    grade: Callable[[list[str], list[Conversation]], Grades] | None = None
+    judged: Callable[[list[str], list[Conversation], Judge], Grades] | None = None
+    summarize: Summarize = average_grades
+    primary: str = HEADLINE
+    unit: Unit = "share"
+    files: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
     beams: int = 1
     runs_code: bool = False

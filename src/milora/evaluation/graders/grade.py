@@ -14,10 +14,16 @@ MEMORY = 4 * 2**30  # bytes of address space for each grading process
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """The answer as it was read, None if none can be read, and its score: 1 if it is right, 0 if it is wrong."""
+    """The answer as it was read, None if none can be read, and its score: 1 if it is right, 0 if it is wrong.
+
+    A score of None is excluded from all means, for this `reason`: a judge said nothing that can be read. A `flagged`
+    completion imitates the delimiters of the judge's prompt.
+    """
 
     answer: str | None
-    score: float
+    score: float | None
+    reason: str | None = None
+    flagged: bool = False
 
 
 def grade_within(grader: Callable[[str, str], Grade], pairs: Sequence[tuple[str, str]], seconds: float) -> list[Grade]:

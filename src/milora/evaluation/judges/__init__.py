@@ -1,0 +1,1 @@
+"""Text → grade, by another model."""
