@@ -14,6 +14,7 @@ Read = Callable[[Mapping[str, Any]], Conversation]
 LLM_ADAPTERS = (
     "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/816657208af4db747803f87ba40a4c71383fed7a/"
 )
+ALPACA_EVAL = "https://raw.githubusercontent.com/tatsu-lab/alpaca_eval/cd543a149df89434d8a54582c0151c0b945c3d20/"
 MILORA_AUTHORS = "https://raw.githubusercontent.com/sufenlp/MiLoRA/4740756d5d74700527d799a8d4a0c40dc9e92235/"
 
 
@@ -86,6 +87,16 @@ def _read_humaneval(row: Mapping[str, Any]) -> Conversation:
     )
 
 
+def _read_alpaca_eval(row: Mapping[str, Any]) -> Conversation:
+    """An instruction with the reference output, which may be empty, and who made it."""
+    return Conversation.of_turn(
+        _cell(row, "instruction"),
+        _cell(row, "output"),
+        generator=_cell(row, "generator"),
+        dataset=_cell(row, "dataset"),
+    )
+
+
 def _commonsense(folder: str) -> NamedSet:
     """One of the eight sets as LLM-Adapters poses it, which is what the paper trains and evaluates on."""
     return NamedSet(
@@ -140,5 +151,15 @@ NAMED_SETS: dict[str, NamedSet] = {
     ),
     "code_alpaca": NamedSet(
         _read_instruction, {"train": "instruction/code_alpaca_2k.json"}, _hub("sahil2801/CodeAlpaca-20k", "train")
+    ),
+    "alpaca_eval_1": NamedSet(
+        _read_alpaca_eval,
+        {"test": "instruction/alpaca_eval_text_davinci_003.jsonl"},
+        _file(f"{ALPACA_EVAL}results/text_davinci_003/model_outputs.json", "test"),
+    ),
+    "alpaca_eval_2": NamedSet(
+        _read_alpaca_eval,
+        {"test": "instruction/alpaca_eval/gpt4_1106_preview_outputs.json.gz"},
+        _file(f"{ALPACA_EVAL}results/gpt4_1106_preview/model_outputs.json", "test"),
     ),
 }

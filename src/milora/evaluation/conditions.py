@@ -6,6 +6,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from milora.data.published import candidates
 from milora.data.rows import find_file
 from milora.data.sets import NAMED_SETS
 from milora.data.templates import CHAT, describe_template
@@ -105,6 +106,5 @@ def _hash_rows(benchmark: Benchmark, data_dir: str | None) -> str | None:
     """The digests of the rows' file and of what is read beside it, None if they are embedded or published elsewhere."""
     if data_dir is None or benchmark.name not in NAMED_SETS:
         return None
-    beside = [Path(data_dir) / file for file in benchmark.files]
-    files = [find_file(benchmark.name, "test", data_dir), *(file for file in beside if file.is_file())]
-    return " ".join(map(hash_local, files))
+    beside = [path for file in benchmark.files for path in candidates(file, data_dir) if path.is_file()]
+    return " ".join(map(hash_local, [find_file(benchmark.name, "test", data_dir), *beside]))

@@ -237,7 +237,9 @@ def _score_benchmark(
         settings=settings,
         environment=describe_environment(),
         unit=benchmark.unit,
-        differ=sum(len({grade.score for grade in sample.grades.values()}) > 1 for sample in samples),
+        differ=sum(len({grade.score for grade in sample.grades.values()}) > 1 for sample in samples)
+        if benchmark.grade
+        else None,
         no_answer=sum(grade.answer is None for grade in headline),
         excluded=sum(grade.score is None for grade in headline) if benchmark.judged else None,
         flagged=sum(grade.flagged for grade in headline) if benchmark.judged else None,
