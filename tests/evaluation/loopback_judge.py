@@ -19,7 +19,7 @@ class JudgeServer(ThreadingHTTPServer):
     Once: "busy" (429), "broken" (500), "torn" (half of a body). Always: "slow", "malformed", "empty", "silent" (no
     log-probabilities), "refused" (400); "held" until `released`, and then not if the client is gone by then (`left`).
 
-    `answered` counts what was answered whole, by question; `tried` all tries.
+    `words` are such words for the questions that contain another. `answered` counts what was answered whole, by question; `tried` all tries.
     """
 
     daemon_threads = True
@@ -28,6 +28,7 @@ class JudgeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.tried, self.answered, self.bodies, self.keys = Counter(), Counter(), [], set()
         self.says, self.logprobs, self.status = None, [("M", -0.1), ("m", -2.5), ("The", -9.0)], 200
+        self.words = {}
         self.lock, self.released, self.left = threading.Lock(), threading.Event(), False
 
     @property
@@ -46,6 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         asked = body["messages"][-1]["content"]
+        asked += " ".join(word for part, word in server.words.items() if part in asked)
         with server.lock:
             server.tried[asked] += 1
             server.bodies.append(body)

@@ -10,9 +10,10 @@ from milora.data.rows import load_rows
 from milora.evaluation.benchmarks.alpaca_eval import VERSION_1, VERSION_2
 from milora.evaluation.judges.alpaca_eval import Pair, write_question
 from milora.evaluation.judges.fence import LONG, NOTICE, delimiters_of, fence, imitates
-from tests.evaluation.table_injections import HARMLESS, HOSTILE
+from tests.evaluation.table_injections import HARMLESS, HOSTILE, HOSTILE_OF
 
 VERSIONS = {"1.0": VERSION_1, "2.0": VERSION_2}
+NAMES = {"1.0": "model", "2.0": "model_identifier"}
 HEADINGS = {
     "1.0": ("Here is the prompt:", "Here are the outputs of the models:", "Now please rank the models"),
     "2.0": ("## Model Outputs", "Here are the unordered outputs", "## Task", "## Best Model Identifier"),
@@ -33,15 +34,17 @@ def _parse(name, question):
     return [system.role, user.role], entries, headings
 
 
-@pytest.mark.parametrize("name", VERSIONS)
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        pytest.param(name, text, id=f"{name} {kind}")
+        for name in VERSIONS
+        for kind, text in (HOSTILE | HOSTILE_OF[name]).items()
+    ],
+)
 @pytest.mark.parametrize("switched", [False, True])
-def test_hostile_completions_are_flagged_and_fenced(data_dir, name, kind, switched):
-    version, text = VERSIONS[name], HOSTILE[kind]
-    verdicts = ("verdict", "verdict, quoted", "heading", "heading, indented", "verdict, named")
-    if kind in verdicts and not imitates(text, _delimiters(version, data_dir)):
-        assert name != ("1.0" if kind == "verdict, named" else "2.0")  # of the other version's prompt
-        return
+def test_hostile_completions_are_flagged_and_fenced(data_dir, name, text, switched):
+    version = VERSIONS[name]
     assert imitates(text, _delimiters(version, data_dir))
     template, pair = read_text(version.prompt, data_dir), Pair("What is the capital?", "It is Paris.", text)
     official = write_question(version, template, pair, switched, "official")
@@ -50,8 +53,9 @@ def test_hostile_completions_are_flagged_and_fenced(data_dir, name, kind, switch
     roles, entries, headings = _parse(name, question)
     assert roles == ["system", "user"] and question.messages[0].text.endswith(NOTICE)
     key = {"1.0": "answer", "2.0": "output"}[name]
-    assert [list(entry) for entry in entries] == [[list(entry)[0], key]] * 2
-    first, second = (entry[key] for entry in entries)
+    assert [entry.keys() for entry in entries] == [{NAMES[name], key}] * 2
+    # JSON has two escapes for a character beyond the first plane, and so has Python, which leaves them two.
+    first, second = (entry[key].encode("utf-16", "surrogatepass").decode("utf-16") for entry in entries)
     theirs, reference = (first, second) if switched else (second, first)
     assert reference == "It is Paris."
     shown = text if len(text) <= LONG else text[:LONG]

@@ -17,7 +17,7 @@ from milora.evaluation.judges.alpaca_eval import (
     read_probabilities,
     read_ranking,
 )
-from milora.evaluation.judges.length_control import Judged, length_controlled
+from milora.evaluation.judges.length_control import FOLDS, Judged, length_controlled
 from milora.evaluation.scores import Metric, Sample, measure_grades
 
 # open-instruct's template at the time of the paper, which both trained and evaluated with it.
@@ -60,13 +60,15 @@ GAMED = Published(
 def summarize(samples: Sequence[Sample], rows: Sequence[Conversation], data_dir: str | None) -> dict[str, Metric]:
     """Win rate, and the length-controlled one: with difficulties by instruction, and by position as the package does.
 
-    The package counts positions among the rows that have a verdict, so that each row after one without gets another
+    Too few rows to cross-validate on have none. The package counts positions among the rows that have a verdict, so that each row after one without gets another
     row's difficulty.
     """
     table = read_table(GAMED, data_dir)
     metrics = measure_grades(samples)
     lengths = [len(sample.gold) - len(sample.completion) for sample in samples]
     wins = [sample.grades[WIN_RATE].score for sample in samples]
+    if sum(win is not None for win in wins) < FOLDS:
+        return metrics
     if table is None:
         items = [Judged(win, length) for win, length in zip(wins, lengths, strict=True)]
         return metrics | {MINIMAL: length_controlled(items, [])}
