@@ -17,13 +17,15 @@ class Grade:
     """The answer as it was read, None if none can be read, and its score: 1 if it is right, 0 if it is wrong.
 
     A score of None is excluded from all means, for this `reason`: a judge said nothing that can be read. A `flagged`
-    completion imitates the delimiters of the judge's prompt.
+    completion imitates the delimiters of the judge's prompt. `parts` are the scores of what the grade consists of, if
+    it has parts: one for each instruction of a prompt.
     """
 
     answer: str | None
     score: float | None
     reason: str | None = None
     flagged: bool = False
+    parts: tuple[float, ...] = ()
 
 
 def grade_within(grader: Callable[[str, str], Grade], pairs: Sequence[tuple[str, str]], seconds: float) -> list[Grade]:
