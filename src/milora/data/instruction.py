@@ -33,7 +33,7 @@ def read_follow_bench(category: str) -> Callable[[Row], Conversation]:
             if not isinstance(row[column], int):
                 raise BadRowError(f"column {column} is {describe(row[column])}, not a whole number")
         return Conversation.of_turn(
-            text_of(row, "instruction"),
+            text_of(row, "instruction", may_be_empty=row["level"] == 0),
             text_of(row, "target", may_be_empty=True),
             category=category,
             source=text_of(row, "source"),
