@@ -7,6 +7,7 @@ from typing import Any
 
 from milora.data.conversation import Conversation
 from milora.data.formats import BadRowError, describe, text_of
+from milora.method.errors import MiloraError
 
 Row = Mapping[str, Any]
 
@@ -48,7 +49,7 @@ def join_levels(rows: Iterable[Conversation]) -> Iterator[Conversation]:
     """Give each of FollowBench's prompts the earlier ones of its group, which a judge sees, and leave level 0 out.
 
     Raises:
-        BadRowError: the levels of a group are not in order.
+        MiloraError: the levels of a group are not in order.
     """
     earlier: list[str] = []
     last = ("", -1)
@@ -57,7 +58,10 @@ def join_levels(rows: Iterable[Conversation]) -> Iterator[Conversation]:
         if level <= 1 and (example, level - 1) != last:
             earlier = []  # a group begins at level 0, and in the category `example` at level 1
         elif (example, level - 1) != last:
-            raise BadRowError(f"example {example} has level {level} after level {last[1]} of example {last[0]}")
+            raise MiloraError(
+                f"FollowBench's example {example} has level {level} after level {last[1]} of example {last[0]}",
+                "use the published file: the levels of an example follow each other",
+            )
         last = (example, level)
         if level:
             yield replace(row, fields=row.fields | {"earlier": json.dumps(earlier, ensure_ascii=False)})

@@ -238,7 +238,8 @@ def _read_split(name: str, split: Split, data_dir: str | None, reader: _Reader) 
                 "use the published form of the set, or name the file in data.name with its columns",
             ) from error
 
-    return reader.convert(_load_split(name, split, data_dir), read)
+    rows = reader.convert(_load_split(name, split, data_dir), read)
+    return named.join(rows) if named.join else rows
 
 
 def _load_split(name: str, split: Split, data_dir: str | None) -> Numbered:
@@ -256,8 +257,11 @@ def find_file(name: str, split: Split, data_dir: str) -> Path:
     Raises:
         MiloraError: it does not exist.
     """
-    file = Path(NAMED_SETS[name].files[split])
-    candidates = [Path(data_dir) / file, Path(data_dir) / file.name]
+    return _find(NAMED_SETS[name].files[split], data_dir)
+
+
+def _find(file: str, data_dir: str) -> Path:
+    candidates = [Path(data_dir) / file, Path(data_dir) / Path(file).name]
     for candidate in candidates:
         if candidate.is_file():
             return candidate

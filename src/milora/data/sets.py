@@ -1,12 +1,13 @@
 """The public data sets by name: where each is published, its files in a `data_dir`, and how its rows read."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from milora.data.conversation import Conversation
 from milora.data.formats import BadRowError, describe, text_of
+from milora.data.instruction import join_levels, read_follow_bench, read_ifeval, read_mt_bench
 
 Split = Literal["train", "validation", "test"]
 Read = Callable[[Mapping[str, Any]], Conversation]
@@ -15,6 +16,8 @@ LLM_ADAPTERS = (
     "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/816657208af4db747803f87ba40a4c71383fed7a/"
 )
 ALPACA_EVAL = "https://raw.githubusercontent.com/tatsu-lab/alpaca_eval/cd543a149df89434d8a54582c0151c0b945c3d20/"
+FOLLOW_BENCH = "https://raw.githubusercontent.com/YJiangcm/FollowBench/6278f4c1377b4eafab737267b8b21acd52ea0e52/data/"
+FASTCHAT = "https://raw.githubusercontent.com/lm-sys/FastChat/0e6d3e4beaab66f4d3f93db72541a4abab8af28d/fastchat/llm_judge/data/"
 MILORA_AUTHORS = "https://raw.githubusercontent.com/sufenlp/MiLoRA/4740756d5d74700527d799a8d4a0c40dc9e92235/"
 
 
@@ -22,12 +25,14 @@ MILORA_AUTHORS = "https://raw.githubusercontent.com/sufenlp/MiLoRA/4740756d5d747
 class NamedSet:
     """`remote` holds, per split, what `datasets.load_dataset` is called with; it is empty if only local files are read.
 
-    `read` turns a row into a conversation, with the fields that the set's benchmark grades by.
+    `read` turns a row into a conversation, with the fields that the set's benchmark grades by. `join` goes through all
+    conversations of a split, where some belong together.
     """
 
     read: Read
     files: dict[Split, str]
     remote: dict[Split, dict[str, Any]]
+    join: Callable[[Iterable[Conversation]], Iterator[Conversation]] | None = None
 
 
 def _hub(name: str, *splits: Split, config: str | None = None) -> dict[Split, dict[str, Any]]:
@@ -107,6 +112,18 @@ def _commonsense(folder: str) -> NamedSet:
     )
 
 
+def _follow_bench(category: str) -> NamedSet:
+    """One of FollowBench's six files."""
+    file = f"{category}_constraints.json"
+    return NamedSet(
+        read_follow_bench(category),
+        {"test": f"instruction/followbench/{file}"},
+        _file(f"{FOLLOW_BENCH}{file}", "test"),
+        join_levels,
+    )
+
+
+FOLLOW_CATEGORIES = ("content", "situation", "style", "format", "example", "mixed")
 COMMONSENSE = {
     "boolq": "boolq",
     "piqa": "piqa",
@@ -161,5 +178,16 @@ NAMED_SETS: dict[str, NamedSet] = {
         _read_alpaca_eval,
         {"test": "instruction/alpaca_eval/gpt4_1106_preview_outputs.json.gz"},
         _file(f"{ALPACA_EVAL}results/gpt4_1106_preview/model_outputs.json", "test"),
+    ),
+    "ifeval": NamedSet(
+        read_ifeval,
+        {"test": "instruction/ifeval/input_data.jsonl"},
+        {"test": {"path": "google/IFEval", "split": "train"}},
+    ),
+    **{f"follow_{category}": _follow_bench(category) for category in FOLLOW_CATEGORIES},
+    "mt_bench": NamedSet(
+        read_mt_bench,
+        {"test": "instruction/mt_bench/question.jsonl"},
+        _file(f"{FASTCHAT}mt_bench/question.jsonl", "test"),
     ),
 }

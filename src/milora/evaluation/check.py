@@ -4,13 +4,13 @@ import sys
 
 from transformers import PreTrainedTokenizerBase
 
-from milora.data.templates import Template, resolve_template
-from milora.evaluation.benchmarks import BENCHMARKS, GROUPS, Benchmark
+from milora.evaluation.benchmarks import BENCHMARKS, GROUPS, SUITES, Benchmark
 from milora.evaluation.forgetting import check_text
 from milora.evaluation.generation.context import fit
 from milora.evaluation.generation.request import Request
 from milora.evaluation.harness import check_task, find_task
 from milora.evaluation.judges.cost import check_judge
+from milora.evaluation.posing import check_turns, choose_prompt
 from milora.evaluation.sandbox.programs import check_sandbox
 from milora.method.errors import MiloraError
 from milora.models.base import context_length, load_tokenizer
@@ -63,17 +63,18 @@ def check_tasks(section: EvaluationSection, yes: bool, *, asks: bool = True) -> 
 
 
 def expand(section: EvaluationSection) -> list[str]:
-    """Groups → tasks, in order, each once."""
-    return list(dict.fromkeys(name for task in section.tasks for name in GROUPS.get(task, [task])))
+    """Groups and suites → tasks, in order, each once."""
+    named = GROUPS | SUITES
+    return list(dict.fromkeys(name for task in section.tasks for name in named.get(task, [task])))
 
 
 def _check_rows(benchmark: Benchmark, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int | None) -> None:
     """Raise unless the rows are there, and the shortest of their prompts fits."""
     section = recipe.evaluation
     rows = benchmark.load(section.data_dir or recipe.data.data_dir, section.limit)
-    template: Template = benchmark.prompt
-    if section.prompt == "trained":
-        template = resolve_template(recipe.data.template, lambda: tokenizer)
+    name = recipe.data.template if section.prompt == "trained" else None
+    template = choose_prompt(benchmark, name, tokenizer)
+    check_turns(benchmark, template, rows[0])
     shortest = min((row.prompt for row in rows), key=lambda prompt: sum(len(message.text) for message in prompt))
     ids = template.encode_prompt(tokenizer, shortest)
     fit([Request("", tuple(ids), benchmark.decoding(section.max_new_tokens))], None if section.url else context)

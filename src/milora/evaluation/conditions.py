@@ -84,7 +84,7 @@ def _of_benchmark(target: Target, benchmark: Benchmark, section: EvaluationSecti
     return Settings(
         target.digest,
         str(benchmark.version),
-        prompt=benchmark.prompt.text if template is None else describe_template(template),
+        prompt=_describe_prompt(benchmark) if template is None else describe_template(template),
         limit=section.limit,
         data=_hash_rows(benchmark, section.data_dir or target.data_dir),
         max_new_tokens=decoding.max_new_tokens,
@@ -95,6 +95,10 @@ def _of_benchmark(target: Target, benchmark: Benchmark, section: EvaluationSecti
         server=(served.identity or f"{section.url}, which does not say what it serves") if served else None,
         judge=_describe_judge(section.judge) if benchmark.judged else None,
     )
+
+
+def _describe_prompt(benchmark: Benchmark) -> str:
+    return benchmark.prompt.text if benchmark.prompt else "the model's own chat template, or the question alone"
 
 
 def _describe_judge(section: JudgeSection) -> str:

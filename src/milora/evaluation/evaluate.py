@@ -2,24 +2,22 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from milora.data.conversation import Conversation
-from milora.data.templates import CHAT, ChatTemplate, Template, resolve_template
-from milora.evaluation.benchmarks import BENCHMARKS, GROUPS, Benchmark
+from milora.data.templates import ChatTemplate
+from milora.evaluation.benchmarks import BENCHMARKS, GROUPS
 from milora.evaluation.check import check_tasks, expand
-from milora.evaluation.conditions import locate, served_by, settings_of, template_of, title_of
+from milora.evaluation.conditions import locate, served_by, settings_of, title_of
 from milora.evaluation.forgetting import CROSS_ENTROPY, FORGETTING, score_forgetting
-from milora.evaluation.generation.completions import Completed, complete_all
-from milora.evaluation.generation.context import Fitted, fit
+from milora.evaluation.generation.completions import Completed
 from milora.evaluation.generation.local import LocalBackend
-from milora.evaluation.generation.request import Backend, Request
+from milora.evaluation.generation.request import Backend
 from milora.evaluation.generation.server import ServerBackend
 from milora.evaluation.generation.wide import widen
 from milora.evaluation.harness import check_task, score_task
 from milora.evaluation.judges.judge import Judge
+from milora.evaluation.posing import Posed, answer, pose
 from milora.evaluation.sandbox.programs import describe_confinement
 from milora.evaluation.scores import (
     Cost,
@@ -34,15 +32,6 @@ from milora.run.directory import ScoreFolder, locked
 from milora.run.environment import describe_environment
 from milora.run.launch import is_main_process, wait_for_all
 from milora.run.recipe import EvaluationSection
-
-
-@dataclass(frozen=True, slots=True)
-class Posed:
-    """A benchmark's rows, and what is asked of a model about them."""
-
-    benchmark: Benchmark
-    rows: list[Conversation]
-    fitted: Fitted
 
 
 def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = False, yes: bool = False) -> list[Scores]:
@@ -122,7 +111,7 @@ def _score_tasks(target: Target, names: Sequence[str], section: EvaluationSectio
     if not names:
         return
     tokenizer = target.load_tokenizer()
-    posed = [_pose(BENCHMARKS[name], target, section, tokenizer) for name in names if name in BENCHMARKS]
+    posed = [pose(BENCHMARKS[name], target, section, tokenizer) for name in names if name in BENCHMARKS]
     others = [name for name in names if name not in BENCHMARKS]
     for name in others:
         check_task(name, section, tokenizer, context_length(target.model, tokenizer))
@@ -135,36 +124,10 @@ def _score_tasks(target: Target, names: Sequence[str], section: EvaluationSectio
             _score_of_harness(name, target, section, backend)
 
 
-def _pose(
-    benchmark: Benchmark, target: Target, section: EvaluationSection, tokenizer: PreTrainedTokenizerBase
-) -> Posed:
-    rows = benchmark.load(section.data_dir or target.data_dir, section.limit)
-    name = template_of(target, section)
-    template: Template = resolve_template(name, lambda: tokenizer) if name else benchmark.prompt
-    decoding = benchmark.decoding(section.max_new_tokens)
-    decoding = replace(decoding, stops=(*decoding.stops, *template.stops))
-    requests = [
-        Request(template.render(row.prompt), tuple(template.encode_prompt(tokenizer, row.prompt)), decoding)
-        for row in rows
-    ]
-    served = served_by(target, benchmark.name, section)
-    context = served.context if served else context_length(target.model, tokenizer)
-    fitted = fit(requests, context)
-    if (fitted.capped or fitted.unfit) and is_main_process():
-        print(
-            f"{benchmark.name} of {target.who}: the model's context of {context} tokens leaves {fitted.capped} of "
-            f"{len(rows)} prompts fewer than {decoding.max_new_tokens} new tokens; {fitted.unfit} do not fit, and "
-            "count as wrong",
-            file=sys.stderr,
-        )
-    return Posed(benchmark, rows, fitted)
-
-
 def _start(target: Target, section: EvaluationSection, tokenizer: PreTrainedTokenizerBase) -> Backend:
     if section.url:
         return ServerBackend(section.url, target.served, tokenizer)
-    chat = ChatTemplate(tokenizer) if template_of(target, section) == CHAT else None
-    return LocalBackend(widen(target.load()), tokenizer, section.batch_size, chat)
+    return LocalBackend(widen(target.load()), tokenizer, section.batch_size)
 
 
 def _score_forgetting(target: Target, section: EvaluationSection) -> None:
@@ -210,12 +173,13 @@ def _score_benchmark(
     tokenizer: PreTrainedTokenizerBase,
     yes: bool,
 ) -> None:
-    benchmark, rows = posed.benchmark, posed.rows
+    benchmark = posed.benchmark
     settings = settings_of(target, benchmark.name, section)
     folder = locate(target, benchmark.name, settings)
-    completed = complete_all(backend, posed.fitted.requests, folder)
+    answered = answer(posed, target, section, tokenizer, backend, folder)
     if not is_main_process():
         return
+    rows, completed = answered.rows, answered.completed
     texts = [completion.text for completion in completed.completions]
     data_dir = section.data_dir or target.data_dir
     if benchmark.judged is not None:
@@ -243,8 +207,8 @@ def _score_benchmark(
         no_answer=sum(grade.answer is None for grade in headline),
         excluded=sum(grade.score is None for grade in headline) if benchmark.judged else None,
         flagged=sum(grade.flagged for grade in headline) if benchmark.judged else None,
-        truncated=sum(not completion.ended for completion in completed.completions) - posed.fitted.unfit,
-        unfit=posed.fitted.unfit,
+        truncated=sum(not completion.ended for completion in completed.completions) - answered.unfit,
+        unfit=answered.unfit,
         cost=_measure_cost(completed, tokenizer),
         confinement=describe_confinement() if benchmark.runs_code else None,
     )

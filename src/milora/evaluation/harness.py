@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 from yaml import YAMLError
 
-from milora.evaluation.benchmarks import BENCHMARKS, GROUPS
+from milora.evaluation.benchmarks import BENCHMARKS, GROUPS, SUITES
 from milora.evaluation.graders.grade import Grade
 from milora.evaluation.intervals import Z
 from milora.evaluation.scores import Metric, Sample, Unit, measure
@@ -60,7 +60,7 @@ def find_task(name: str) -> str | dict[str, Any]:
             return config
         raise MiloraError(f"{name} is not a task file of lm-eval: it has no `task`", "see lm-eval's task guide")
     if name not in _manager().all_tasks:
-        known = [*BENCHMARKS, *GROUPS]
+        known = [*BENCHMARKS, *GROUPS, *SUITES]
         near = difflib.get_close_matches(name, {*known, *_manager().all_tasks}, n=3)
         raise MiloraError(
             f"there is no task {name}, here or in lm-eval",

@@ -19,11 +19,15 @@ Unit = Literal["share", "nats", "number"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A mean over samples, its standard error, and its 95 % interval for other samples; None if it has none."""
+    """A mean over samples, its standard error, and its 95 % interval for other samples; None if it has none.
+
+    `unit` is there if it is not that of its task.
+    """
 
     value: float
     standard_error: float | None
     interval: Ends | None = None
+    unit: Unit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +108,10 @@ class Sample:
     grades: dict[str, Grade] = field(default_factory=dict)
 
 
-def measure(values: Sequence[float]) -> Metric:
+def measure(values: Sequence[float], unit: Unit | None = None) -> Metric:
     """Return the mean of samples, s/√n being its standard error; one sample has none."""
     error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return Metric(fmean(values), error, interval_of(values))
+    return Metric(fmean(values), error, interval_of(values), unit)
 
 
 def measure_grades(samples: Sequence[Sample]) -> dict[str, Metric]:
@@ -139,15 +143,17 @@ def average(name: str, parts: Sequence[Scores]) -> Scores:
         known = [error for error in errors if error is not None]
         error = sum(error**2 for error in known) ** 0.5 / len(errors) if len(known) == len(errors) else None
         values, ends = [metric.value for metric in metrics], [metric.interval for metric in metrics if metric.interval]
-        return Metric(fmean(values), error, interval_of_average(values, ends) if len(ends) == len(values) else None)
+        interval = interval_of_average(values, ends) if len(ends) == len(values) else None
+        return Metric(fmean(values), error, interval, metrics[0].unit)
 
     first = parts[0]
+    shared = [metric for metric in first.metrics if all(metric in part.metrics for part in parts)]
     return Scores(
         task=name,
         who=first.who,
         count=sum(part.count for part in parts),
         primary=first.primary,
-        metrics={metric: mean([part.metrics[metric] for part in parts]) for metric in first.metrics},
+        metrics={metric: mean([part.metrics[metric] for part in parts]) for metric in shared},
         settings=first.settings,
         environment=first.environment,
         differ=sum(part.differ or 0 for part in parts),
@@ -200,12 +206,14 @@ INTERVALS = "In parentheses: the 95 % interval for other samples, Wilson's where
 
 
 def _cell(scores: Scores | None, metric: str) -> str:
-    return "–" if scores is None else format_metric(scores.metrics[metric], scores.unit)
+    """Empty for what was not scored, or what it has no such metric of: a level whose answers were all excluded."""
+    return "–" if scores is None or metric not in scores.metrics else format_metric(scores.metrics[metric], scores.unit)
 
 
 def format_metric(metric: Metric, unit: Unit) -> str:
     """`37.5 % (27.7 … 48.5)` for a share, three digits for anything else."""
-    return format_interval(metric.value, metric.interval, *((100, 1, " %") if unit == "share" else (1, 3, "")))
+    percent = (metric.unit or unit) == "share"
+    return format_interval(metric.value, metric.interval, *((100, 1, " %") if percent else (1, 3, "")))
 
 
 def format_interval(value: float, ends: Ends | None, factor: float, digits: int, sign: str = "") -> str:

@@ -89,13 +89,15 @@ def _pair_samples(run: RunDirectory, base: Scores, trained: Scores) -> list[Pair
     target, section = target_of_run(run), run.recipe.evaluation
     (before,), (after,) = (locate_samples(one, trained.task, section) for one in (target.base, target))
     return [
-        Pair(one, other, _is_right(one, base.primary), _is_right(other, trained.primary))
+        Pair(one, other, _is_right(one, base), _is_right(other, trained))
         for one, other in list(zip(read_samples(before), read_samples(after), strict=True))[:SHOWN]
     ]
 
 
-def _is_right(sample: Sample, grader: str) -> bool | None:
-    return sample.grades[grader].score == 1 if grader in sample.grades else None
+def _is_right(sample: Sample, scores: Scores) -> bool | None:
+    """None for a task whose score is no grade of a sample, or a grade that is not right or wrong."""
+    grade = sample.grades.get(scores.primary)
+    return None if grade is None or grade.score is None or scores.unit != "share" else grade.score == 1
 
 
 def render(template: str, **content: Any) -> str:

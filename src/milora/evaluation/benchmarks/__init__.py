@@ -4,12 +4,24 @@ from milora.evaluation.benchmarks.alpaca_eval import ALPACA_EVAL_1, ALPACA_EVAL_
 from milora.evaluation.benchmarks.arithmetic import ARITHMETIC
 from milora.evaluation.benchmarks.benchmark import Benchmark as Benchmark
 from milora.evaluation.benchmarks.commonsense import COMMONSENSE
+from milora.evaluation.benchmarks.follow_bench import FOLLOW_BENCH
 from milora.evaluation.benchmarks.gsm8k import GSM8K
 from milora.evaluation.benchmarks.humaneval import HUMANEVAL
+from milora.evaluation.benchmarks.ifeval import IFEVAL
 from milora.evaluation.benchmarks.math import MATH
+from milora.evaluation.benchmarks.mt_bench import MT_BENCH
 
 BENCHMARKS = {
     benchmark.name: benchmark
-    for benchmark in (ARITHMETIC, GSM8K, MATH, *COMMONSENSE, HUMANEVAL, ALPACA_EVAL_1, ALPACA_EVAL_2)
+    for benchmark in (
+        *(ARITHMETIC, GSM8K, MATH, *COMMONSENSE, HUMANEVAL),
+        *(ALPACA_EVAL_1, ALPACA_EVAL_2, IFEVAL, *FOLLOW_BENCH, MT_BENCH),
+    )
 }
-GROUPS = {"commonsense": [benchmark.name for benchmark in COMMONSENSE]}
+# Of these, the average is a score of its own.
+GROUPS = {
+    "commonsense": [benchmark.name for benchmark in COMMONSENSE],
+    "follow_bench": [benchmark.name for benchmark in FOLLOW_BENCH],
+}
+# These are names for several tasks, and no more: their metrics are of different kinds.
+SUITES = {"instruction": [ALPACA_EVAL_2.name, IFEVAL.name, *GROUPS["follow_bench"]]}

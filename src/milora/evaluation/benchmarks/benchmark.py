@@ -28,8 +28,9 @@ class Benchmark:
     """One benchmark.
 
     The rows are the test split of the data set of the same name. `grade` takes completions and their rows; `judged` is
-    there instead where another model grades. `prompt` is the official one. `version` changes whenever prompt, decoding,
-    or grading do.
+    there instead where another model grades. `prompt` is the official one, None: the model's own chat template, or the
+    question alone. `follow_up` makes a second turn of a row and its first answer. `check` takes a data_dir and raises
+    unless what grading needs can be read. `version` changes whenever prompt, decoding, or grading do.
 
     `summarize` makes metrics, of which `primary` is the headline, from samples and their rows; the files that it and
     the grading read beside the rows are `files` of `data_dir`.
@@ -37,7 +38,7 @@ class Benchmark:
 
     name: str
     version: int
-    prompt: TextTemplate
+    prompt: TextTemplate | None
     max_new_tokens: int
     grade: Callable[[list[str], list[Conversation]], Grades] | None = None
     judged: Callable[[list[str], list[Conversation], Judge], Grades] | None = None
@@ -45,11 +46,16 @@ class Benchmark:
     primary: str = HEADLINE
     unit: Unit = "share"
     files: tuple[str, ...] = ()
+    follow_up: Callable[[Conversation, str], Conversation] | None = None
+    check: Callable[[str | None], object] | None = None
     stops: tuple[str, ...] = ()
     beams: int = 1
     runs_code: bool = False
 
     def load(self, data_dir: str | None, limit: int | None = None) -> list[Conversation]:
+        """Return the rows, once it is known that they can be graded."""
+        if self.check is not None:
+            self.check(data_dir)
         return load_rows(self.name, "test", data_dir)[:limit]
 
     def decoding(self, max_new_tokens: int | None) -> Decoding:

@@ -19,17 +19,17 @@ class Fitted:
     unfit: int
 
 
-def fit(requests: Sequence[Request], context: int | None) -> Fitted:
+def fit(requests: Sequence[Request], context: int | None, *, follows: bool = False) -> Fitted:
     """Limit the new tokens of each request to what its prompt leaves of a context; None: the context is not known.
 
     Raises:
-        MiloraError: no prompt fits.
+        MiloraError: no prompt fits, and none `follows` an answer that is there already.
     """
     if context is None:
         return Fitted(list(requests), 0, 0)
     fitted = [_cap(request, max(0, context - len(request.ids))) for request in requests]
     unfit = sum(request.decoding.max_new_tokens == 0 for request in fitted)
-    if unfit == len(fitted):
+    if unfit == len(fitted) and not follows:
         shortest = min(len(request.ids) for request in requests)
         raise MiloraError(
             f"the model's context of {context} tokens has room for no prompt: the shortest has {shortest}",

@@ -23,7 +23,6 @@ class LocalBackend:
 
     Batches are cut from all requests, whatever is done and however many processes share them: a completion does not
     depend on when or where it was made. `batch_size="auto"` starts large; a batch that runs out of memory is halved.
-    Answers to prompts that a `chat` template rendered end at its end of turn, too.
     """
 
     def __init__(
@@ -31,7 +30,6 @@ class LocalBackend:
         model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int | Literal["auto"],
-        chat: ChatTemplate | None = None,
     ) -> None:
         if model.training:
             raise MiloraError("the model is in training mode, in which dropout is on", "call model.eval() first")
@@ -45,7 +43,7 @@ class LocalBackend:
             batch_size=self.batch_size,
             add_bos_token=tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id],
         )
-        self.end_turns_of(chat)
+        self.end_turns_of(None)
 
     def end_turns_of(self, chat: ChatTemplate | None) -> None:
         """From now on let completions end at the end of turn of this template, None: at the model's own ends alone."""

@@ -70,7 +70,7 @@ def grade_instructions(completions: list[str], rows: list[Conversation]) -> dict
 def _count_any_character(check: Any) -> Any:
     """The published check counts a random letter if a prompt asks for `#` or `!`, and so may find both yes and no."""
 
-    class CharacterFrequency(check):  # type: ignore[misc]
+    class CharacterFrequency(check):
         def build_description(self, *, letter: str, **arguments: Any) -> Any:
             description = super().build_description(letter=letter, **arguments)
             self._letter = letter.lower()

@@ -1,0 +1,127 @@
+"""A benchmark's rows → what is asked of a model: the prompts of its first turn, and of a turn that follows."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from milora.data.conversation import Conversation
+from milora.data.templates import ChatTemplate, Template, TextTemplate, resolve_template
+from milora.evaluation.benchmarks import Benchmark
+from milora.evaluation.conditions import served_by, template_of
+from milora.evaluation.generation.completions import Completed, complete_all
+from milora.evaluation.generation.context import Fitted, fit
+from milora.evaluation.generation.local import LocalBackend
+from milora.evaluation.generation.request import Backend, Request
+from milora.evaluation.target import Target
+from milora.method.options import TemplateName
+from milora.models.base import context_length
+from milora.run.directory import ScoreFolder
+from milora.run.launch import is_main_process
+from milora.run.recipe import EvaluationSection
+
+BARE = TextTemplate("{question}")
+
+
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """A benchmark's rows, and what is asked of a model about them."""
+
+    benchmark: Benchmark
+    rows: list[Conversation]
+    template: Template
+    fitted: Fitted
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The rows of all turns, their completions, and how many of their prompts did not fit."""
+
+    rows: list[Conversation]
+    completed: Completed
+    unfit: int
+
+
+def choose_prompt(benchmark: Benchmark, name: TemplateName | None, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """Return the template of this name; without one, the benchmark's official prompt.
+
+    A benchmark of conversations has none: its prompt is the model's own chat template, if it has one.
+    """
+    if name is not None:
+        return resolve_template(name, lambda: tokenizer)
+    if benchmark.prompt is not None:
+        return benchmark.prompt
+    return ChatTemplate(tokenizer) if tokenizer.chat_template else BARE
+
+
+def check_turns(benchmark: Benchmark, template: Template, row: Conversation) -> None:
+    """Raise unless the template can express the prompts of all turns."""
+    if benchmark.follow_up is not None:
+        template.render(benchmark.follow_up(row, "An answer.").prompt)
+
+
+def pose(benchmark: Benchmark, target: Target, section: EvaluationSection, tokenizer: PreTrainedTokenizerBase) -> Posed:
+    """Return the prompts of the first turn.
+
+    Raises:
+        MiloraError: the rows are not there, a template cannot express them, or no prompt fits.
+    """
+    rows = benchmark.load(section.data_dir or target.data_dir, section.limit)
+    template = choose_prompt(benchmark, template_of(target, section), tokenizer)
+    check_turns(benchmark, template, rows[0])
+    fitted = _fit(benchmark, rows, template, target, section, tokenizer)
+    return Posed(benchmark, rows, template, fitted)
+
+
+def answer(
+    posed: Posed,
+    target: Target,
+    section: EvaluationSection,
+    tokenizer: PreTrainedTokenizerBase,
+    backend: Backend,
+    folder: ScoreFolder,
+) -> Answered:
+    """Complete the prompts, and then those that follow the model's own answers."""
+    if isinstance(backend, LocalBackend):
+        backend.end_turns_of(posed.template if isinstance(posed.template, ChatTemplate) else None)
+    first = complete_all(backend, posed.fitted.requests, folder)
+    follow_up = posed.benchmark.follow_up
+    if follow_up is None:
+        return Answered(posed.rows, first, posed.fitted.unfit)
+    rows = [follow_up(row, one.text) for row, one in zip(posed.rows, first.completions, strict=True)]
+    fitted = _fit(posed.benchmark, rows, posed.template, target, section, tokenizer, follows=True)
+    second = complete_all(backend, fitted.requests, folder)
+    completed = Completed(
+        [*first.completions, *second.completions], first.made + second.made, first.seconds + second.seconds
+    )
+    return Answered([*posed.rows, *rows], completed, posed.fitted.unfit + fitted.unfit)
+
+
+def _fit(
+    benchmark: Benchmark,
+    rows: Sequence[Conversation],
+    template: Template,
+    target: Target,
+    section: EvaluationSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    follows: bool = False,
+) -> Fitted:
+    decoding = benchmark.decoding(section.max_new_tokens)
+    decoding = replace(decoding, stops=(*decoding.stops, *template.stops))
+    requests = [
+        Request(template.render(row.prompt), tuple(template.encode_prompt(tokenizer, row.prompt)), decoding)
+        for row in rows
+    ]
+    served = served_by(target, benchmark.name, section)
+    context = served.context if served else context_length(target.model, tokenizer)
+    fitted = fit(requests, context, follows=follows)
+    if (fitted.capped or fitted.unfit) and is_main_process():
+        print(
+            f"{benchmark.name} of {target.who}: the model's context of {context} tokens leaves {fitted.capped} of "
+            f"{len(rows)} prompts fewer than {decoding.max_new_tokens} new tokens; {fitted.unfit} do not fit, and "
+            "count as wrong",
+            file=sys.stderr,
+        )
+    return fitted
