@@ -17,6 +17,7 @@ from torch import nn
 
 import milora
 from tests.conftest import make_llama
+from tests.evaluation.test_ifeval import needs_sentences
 
 VARIANT, METHODS = "method/variant.py", "models/methods.py"
 TRAINER, GENERATOR = "training/trainer.py", "evaluation/generation/generator.py"
@@ -94,6 +95,22 @@ def test_signature(module, path, expected, user):
 def test_attribute(module, path, kind, user):
     found = _find(module, path, user)
     assert isinstance(found, kind), f"{module}.{path} is {found!r}, not a {kind.__name__}: fix src/milora/{user}"
+
+
+@needs_sentences
+def test_checks_of_instructions():
+    """IFEval's checks take one example and one response; a check is a class by name, whose letter can be set."""
+    reason = "fix src/milora/evaluation/graders/instructions.py"
+    utils = import_module("lm_eval.tasks.ifeval.utils")
+    for name in ("strict", "loose"):
+        check = getattr(utils, f"test_instruction_following_{name}")
+        assert list(inspect.signature(check).parameters) == ["inp", "response"], reason
+    fields = ["key", "instruction_id_list", "prompt", "kwargs"]
+    assert list(inspect.signature(utils.InputExample).parameters) == fields, reason
+    registry = import_module("lm_eval.tasks.ifeval.instructions_registry")
+    letters = registry.INSTRUCTION_DICT["keywords:letter_frequency"]("keywords:letter_frequency")
+    letters.build_description(letter="a", let_frequency=1, let_relation="at least")
+    assert letters._letter == "a", reason
 
 
 def test_layer_attributes():

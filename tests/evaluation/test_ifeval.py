@@ -10,6 +10,7 @@ from milora.data.files import read_rows
 from milora.data.instruction import read_ifeval
 from milora.data.rows import load_rows
 from milora.evaluation.benchmarks import BENCHMARKS
+from milora.evaluation.graders.grade import Grade
 from milora.evaluation.graders.instructions import check_instructions_can_be_read
 from milora.evaluation.intervals import wilson
 from milora.evaluation.scores import Sample
@@ -17,16 +18,20 @@ from milora.evaluation.scores import Sample
 IFEVAL = BENCHMARKS["ifeval"]
 ACCURACIES = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose")
 TWO_VERSIONS = "2785"  # "at least 3 placeholders" in the published prompts, "at least one" in those of the responses
-# The published check counts a random letter here, as the prompt asks for `#`: it says both yes and no of one response.
-RANDOM = "1122"
+# The published check counts a random letter where a prompt asks for a sign: it says both yes and no of one response.
+SIGNS = {"1122": (1, "#", 4), "1129": (0, "!", 6)}  # which instruction, and what it asks for
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _sentences():
+def _why_not():
+    """Why the checks cannot be run here."""
     try:
-        check_instructions_can_be_read()
+        return check_instructions_can_be_read() or ""
     except MiloraError as error:
-        pytest.skip(f"{error}: {error.hint}")
+        return f"{error}: {error.hint}"
+
+
+needs_sentences = pytest.mark.skipif(bool(_why_not()), reason=_why_not())
+pytestmark = needs_sentences
 
 
 def _row(prompt, *instructions):
@@ -75,9 +80,9 @@ def _replay(data_dir, responses, verdicts):
     ("responses", "verdicts", "count", "accuracies", "unlike"),
     [
         ("responses_qwen2.5-1.5b-instruct.jsonl.gz", "verdicts_qwen2.5-1.5b-instruct.jsonl", 541,
-         [37.15, 49.52, 42.14, 53.84], {(RANDOM, "strict"), (RANDOM, "loose")}),
+         [37.15, 49.52, 42.14, 53.84], {"1122 strict", "1122 loose", "1129 strict", "1129 loose"}),
         ("input_response_data_gpt4_20231107_145030.jsonl.gz", "verdicts_gpt4.jsonl", 540,
-         [77.22, 83.77, 79.63, 85.58], {(RANDOM, "loose")}),
+         [77.22, 83.77, 79.63, 85.58], {"1122 loose"}),
     ],
 )  # fmt: skip
 def test_the_official_verdicts_on_two_models(data_dir, responses, verdicts, count, accuracies, unlike):
@@ -89,11 +94,14 @@ def test_the_official_verdicts_on_two_models(data_dir, responses, verdicts, coun
         for form in ("strict", "loose"):
             grade = sample.grades[f"prompt_{form}"]
             assert grade.score == all(grade.parts)
-            if list(grade.parts) != official[key][form]:
-                found.add((key, form))
-                assert sample.completion.count("#") == 4 and grade.parts[1] == 1  # four are asked for
-                parts = tuple(map(float, official[key][form]))
-                sample.grades[f"prompt_{form}"] = type(grade)(None, float(all(parts)), parts=parts)
+            if list(grade.parts) == official[key][form]:
+                continue
+            found.add(f"{key} {form}")
+            place, sign, least = SIGNS[key]
+            assert grade.parts[place] == (sample.completion.count(sign) >= least)
+            assert grade.parts[1 - place] == official[key][form][1 - place]
+            parts = tuple(map(float, official[key][form]))
+            sample.grades[f"prompt_{form}"] = Grade(None, float(all(parts)), parts=parts)
     assert found == unlike
     assert _percent(samples, rows) == accuracies
 

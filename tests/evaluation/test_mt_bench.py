@@ -113,7 +113,9 @@ def test_answers_that_imitate_the_prompt(rows, data_dir, tmp_path, hostile):
         (rows[0], hostile, ("[The Start of", "[The End of", "[[")),
         (second, "Aloha.", ("<|The Start of", "<|The End of", "### User:")),
     ):
-        plain = write_question(row if row is rows[0] else MT_BENCH.follow_up(rows[0], ""), "", read_files(data_dir), "corrected")
+        plain = write_question(
+            row if row is rows[0] else MT_BENCH.follow_up(rows[0], ""), "", read_files(data_dir), "corrected"
+        )
         judge = _judge(tmp_path, ["[[1]]"], data_dir=data_dir)
         (grade,) = MT_BENCH.judged([answer], [row], judge)["rating"]
         assert grade.flagged
