@@ -19,7 +19,8 @@ class JudgeServer(ThreadingHTTPServer):
     Once: "busy" (429), "broken" (500), "torn" (half of a body). Always: "slow", "malformed", "empty", "silent" (no
     log-probabilities), "refused" (400); "held" until `released`, and then not if the client is gone by then (`left`).
 
-    `words` are such words for the questions that contain another. `answered` counts what was answered whole, by question; `tried` all tries.
+    `words` are such words for the questions that contain another. `answered` counts what was answered whole, by
+    question; `tried` all tries.
     """
 
     daemon_threads = True

@@ -25,7 +25,7 @@ def score(server, small_model, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     target = resolve_target(str(small_model), "float32")
 
-    def score(task="alpaca_eval_2", limit=6, **judge):
+    def score(task="alpaca_eval_2", limit=4, **judge):
         section = EvaluationSection(
             tasks=[task], limit=limit, max_new_tokens=2, data_dir=data_dir, judge=server.section(**judge)
         )
@@ -37,24 +37,23 @@ def score(server, small_model, data_dir, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_judged_is_excluded_with_its_reason(server, score):
-    server.words = {"Broadway": "malformed", "US states": "silent", "kickball": "empty", "Andrew": "refused"}
-    scores, folder = score(limit=9)
+    server.words = {"Broadway": "malformed", "US states": "silent", "kickball": "empty"}
+    scores, folder = score(limit=6)
     grades = [sample.grades["win_rate"] for sample in read_samples(folder)]
     reasons = [grade.reason for grade in grades if grade.score is None]
-    assert reasons[:3] == ["malformed", "no log-probabilities", "empty"]
-    assert scores.excluded == len(reasons) and scores.count == 9
+    assert reasons == ["malformed", "no log-probabilities", "empty"]
+    assert scores.excluded == len(reasons) and scores.count == 6
     known = [grade.score for grade in grades if grade.score is not None]
-    assert scores.headline.value == pytest.approx(sum(known) / len(known)) and len(known) == 9 - len(reasons)
+    assert scores.headline.value == pytest.approx(sum(known) / len(known)) and len(known) == 6 - len(reasons)
     assert ["excluded", str(len(reasons))] in [line.split() for line in format_table([scores]).splitlines()]
     annotations = json.loads(folder.annotations.read_text())
     assert [one["preference"] is None for one in annotations] == [grade.score is None for grade in grades]
-    assert {"length_controlled", "length_controlled_official"} < scores.metrics.keys()
 
 
 def test_a_judged_task_is_judged_once(server, score):
     first, folder = score()
     asked = len(server.bodies)
-    assert score() == (first, folder) and len(server.bodies) == asked == 6
+    assert score() == (first, folder) and len(server.bodies) == asked == 4
     folder.path.joinpath("scores.json").unlink()  # as if it was killed after the last answer
     again, _ = score()
     assert again.metrics == first.metrics and len(server.bodies) == asked
@@ -67,7 +66,7 @@ def test_a_judged_task_is_judged_once(server, score):
 def test_both_orders_measure_what_the_place_does(server, score):
     """The judge of this test always prefers what is shown second."""
     scores, folder = score(both_orders=True)
-    assert len(server.bodies) == 12
+    assert len(server.bodies) == 8
     assert scores.metrics["win_rate"].value == pytest.approx(0.5)
     assert scores.metrics["first_shown"].value == pytest.approx(0.0832, abs=1e-4)
     one_order, _ = score()
@@ -85,7 +84,7 @@ def test_flagged_completions_are_counted(server, score, monkeypatch):
 
 def test_a_judge_that_never_says_anything_gives_no_score(server, score):
     server.logprobs = [("The", -0.1)]
-    with pytest.raises(MiloraError, match="none of 6 samples could be judged.*neither m nor M") as refused:
+    with pytest.raises(MiloraError, match="none of 4 samples could be judged.*neither m nor M") as refused:
         score()
     assert "another judge" in refused.value.hint
 
@@ -103,8 +102,8 @@ def test_on_the_command_line(server, small_model, data_dir, call):
     assert code == 0 and "win_rate" in out and "3 questions to judge: about" in err
 
 
-@pytest.mark.parametrize("command", [("run", "quickstart"), ("compare", "quickcompare")])
-def test_a_run_is_refused_before_it_is_paid_for(server, call, monkeypatch, command, tmp_path):
+@pytest.mark.parametrize("command", [("run", "quickstart"), ("compare", "quickstart")])
+def test_a_run_is_refused_before_it_is_paid_for(server, call, command):
     judged = ("evaluation.tasks=[alpaca_eval_2]", f"evaluation.judge.url={server.url}", "evaluation.judge.model=judge")
     code, _, err = call(*command, *judged)
     assert code == 2 and "no terminal to ask in" in err and "--yes" in err

@@ -1,23 +1,31 @@
 """Every two arms of a comparison on every task: tested, or why not."""
 
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
 
-from milora.comparison.statistics import Difference, compare_pair, correct_for_many
+from milora.comparison.statistics import Difference, Matrix, compare_pair, correct_for_many
 
 Reason = Literal["not scored", "no grades", "no seed", "other items"]
 
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """What one run was asked on a task, and the headline's score of every item."""
+    """What one run was asked on a task, and the headline's score of every item; None for one that was excluded."""
 
     questions: list[str]
-    scores: list[float]
+    scores: list[float | None]
+
+    @property
+    def mean(self) -> float:
+        """Not a number if there is no score."""
+        known = [score for score in self.scores if score is not None]
+        return fmean(known) if known else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +68,16 @@ def _compare(arms: tuple[str, str], graded: Mapping[str, Mapping[int, Graded]]) 
         return Untested(arms, "no grades")
     if any(run.questions != runs[0].questions for run in runs):
         return Untested(arms, "other items")
-    one, other = (np.array([arm[seed].scores for seed in seeds]) for arm in (first, second))
-    return compare_pair(arms, one, other)
+    scores = scored_in_all(runs)
+    if not scores.size:
+        return Untested(arms, "no grades")
+    return compare_pair(arms, scores[: len(seeds)], scores[len(seeds) :])
+
+
+def scored_in_all(runs: Sequence[Graded]) -> Matrix:
+    """Return scores `(runs, items)` of the items that no run excluded; the runs were asked the same ones."""
+    items = [scores for scores in zip(*(run.scores for run in runs), strict=True) if None not in scores]
+    return np.array(items, dtype=float).reshape(-1, len(runs)).T
 
 
 def _correct(differences: list[Difference]) -> list[Tested]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from milora.comparison.grid import Cell, Grid
-from milora.comparison.pairs import Graded, Tested, Untested, compare_pairs
+from milora.comparison.pairs import Graded, Tested, Untested, compare_pairs, scored_in_all
 from milora.comparison.statistics import Interval, interval_of_mean, interval_of_scores
 from milora.evaluation.benchmarks import GROUPS
 from milora.evaluation.evaluate import find_scores, locate_samples
@@ -176,11 +176,11 @@ def _collect_point(rate: float, runs: Sequence[_Finished], initialization_second
 
 def _collect_score(task: str, runs: Sequence[_Finished]) -> Interval:
     """Over items and seeds; over seeds alone if the task's score is not the mean of its items' grades."""
-    headlines, items = [run.scores[task].headline.value for run in runs], [run.items[task].scores for run in runs]
-    if len({len(row) for row in items}) == 1 and items[0]:
-        matrix = np.array(items)
-        if np.allclose(matrix.mean(axis=1), headlines):
-            return interval_of_scores(matrix)
+    headlines, items = [run.scores[task].headline.value for run in runs], [run.items[task] for run in runs]
+    if len({len(run.scores) for run in items}) == 1 and np.allclose([run.mean for run in items], headlines):
+        scores = scored_in_all(items)
+        if scores.size:
+            return interval_of_scores(scores)
     return interval_of_mean(headlines)
 
 
@@ -215,16 +215,19 @@ def _read_items(target: Target, task: str, section: EvaluationSection) -> Graded
     questions, parts = [], []
     for folder in locate_samples(target, task, section):
         primary = folder.read(Scores).primary
-        graded = [
-            (sample.question, sample.grades[primary].score)
-            for sample in read_samples(folder)
-            if primary in sample.grades
-        ]
-        found = [(question, score) for question, score in graded if score is not None]
-        questions += [question for question, _ in found]
-        parts.append([score for _, score in found])
-    total = sum(map(len, parts))
-    return Graded(questions, [score * total / (len(parts) * len(part)) for part in parts for score in part])
+        graded = [sample for sample in read_samples(folder) if primary in sample.grades]
+        questions += [sample.question for sample in graded]
+        parts.append([sample.grades[primary].score for sample in graded])
+    counts = [sum(score is not None for score in part) for part in parts]
+    weights = [sum(counts) / (len(parts) * count) if count else 0.0 for count in counts]
+    return Graded(
+        questions,
+        [
+            None if score is None else score * weight
+            for part, weight in zip(parts, weights, strict=True)
+            for score in part
+        ],
+    )
 
 
 def _finite(loss: float) -> float:

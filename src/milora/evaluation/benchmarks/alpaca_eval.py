@@ -60,8 +60,8 @@ GAMED = Published(
 def summarize(samples: Sequence[Sample], rows: Sequence[Conversation], data_dir: str | None) -> dict[str, Metric]:
     """Win rate, and the length-controlled one: with difficulties by instruction, and by position as the package does.
 
-    Too few rows to cross-validate on have none. The package counts positions among the rows that have a verdict, so that each row after one without gets another
-    row's difficulty.
+    The package counts positions among the rows that have a verdict, so that each row after one without gets another
+    row's difficulty. Too few rows for cross-validation have neither.
     """
     table = read_table(GAMED, data_dir)
     metrics = measure_grades(samples)
