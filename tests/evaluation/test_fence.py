@@ -9,7 +9,7 @@ from milora.data.published import read_text
 from milora.data.rows import load_rows
 from milora.evaluation.benchmarks.alpaca_eval import VERSION_1, VERSION_2
 from milora.evaluation.judges.alpaca_eval import Pair, write_question
-from milora.evaluation.judges.fence import LONG, NOTICE, delimiters_of, fence, imitates
+from milora.evaluation.judges.fence import LONG, NOTICE, delimiters_of, imitates
 from tests.evaluation.table_injections import HARMLESS, HOSTILE, HOSTILE_OF
 
 VERSIONS = {"1.0": VERSION_1, "2.0": VERSION_2}
@@ -72,7 +72,6 @@ def test_hostile_completions_are_flagged_and_fenced(data_dir, name, text, switch
 def test_harmless_completions_are_sent_as_they_are(data_dir, name, kind):
     version, text = VERSIONS[name], HARMLESS[kind]
     assert not imitates(text, _delimiters(version, data_dir))
-    assert fence(text, _delimiters(version, data_dir)) == text
     pair = Pair("What is the capital?", "It is Paris.", text)
     template = read_text(version.prompt, data_dir)
     assert write_question(version, template, pair, False, "corrected") == write_question(

@@ -1,6 +1,7 @@
 """Benchmarks that a judge grades, from the completions to the scores, in the library and on the command line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,21 @@ def test_a_judge_that_never_says_anything_gives_no_score(server, score):
     with pytest.raises(MiloraError, match="none of 4 samples could be judged.*neither m nor M") as refused:
         score()
     assert "another judge" in refused.value.hint
+
+
+def test_a_judge_without_its_prompt_is_refused_before_anything_is_generated(server, small_model, data_dir, tmp_path):
+    folder = tmp_path / "instruction" / "alpaca_eval"
+    folder.mkdir(parents=True)
+    rows = "instruction/alpaca_eval/gpt4_1106_preview_outputs.json.gz"
+    (tmp_path / rows).symlink_to(Path(data_dir) / rows)
+    target = resolve_target(str(small_model), "float32")
+    section = EvaluationSection(tasks=["alpaca_eval_2"], limit=2, data_dir=str(tmp_path), judge=server.section())
+    with pytest.raises(MiloraError, match="alpaca_eval_clf.txt does not exist"):
+        evaluate(target, section, yes=True)
+    (folder / "alpaca_eval_clf.txt").write_text("Which is better, {output_1} or {output_2}?")
+    with pytest.raises(MiloraError, match="is not AlpacaEval's: it needs a system and a user turn"):
+        evaluate(target, section, yes=True)
+    assert not (target.folder / "base").exists()
 
 
 def test_on_the_command_line(server, small_model, data_dir, call):

@@ -7,7 +7,6 @@ from typing import Any
 from milora.data.conversation import Conversation
 from milora.data.published import Published, read_table
 from milora.data.sets import ALPACA_EVAL
-from milora.data.templates import TextTemplate
 from milora.evaluation.benchmarks.benchmark import Benchmark
 from milora.evaluation.judges.alpaca_eval import (
     MODELS,
@@ -16,12 +15,11 @@ from milora.evaluation.judges.alpaca_eval import (
     judge_pairs,
     read_probabilities,
     read_ranking,
+    read_template,
 )
 from milora.evaluation.judges.length_control import FOLDS, Judged, length_controlled
 from milora.evaluation.scores import Metric, Sample, measure_grades
 
-# open-instruct's template at the time of the paper, which both trained and evaluated with it.
-PROMPT = TextTemplate("<|user|>\n{question}\n<|assistant|>\n")
 CONFIGS = f"{ALPACA_EVAL}src/alpaca_eval/evaluators_configs/"
 LENGTH_CONTROLLED, MINIMAL = "length_controlled", "length_controlled_minimal"
 
@@ -93,8 +91,9 @@ def _read_gamed(row: Mapping[str, Any]) -> Judged:
 ALPACA_EVAL_1 = Benchmark(
     name="alpaca_eval_1",
     version=1,
-    prompt=PROMPT,
+    prompt=None,
     judged=partial(judge_pairs, VERSION_1),
+    check=partial(read_template, VERSION_1),
     primary=WIN_RATE,
     files=VERSION_1.prompt.files,
     max_new_tokens=8192,
@@ -102,8 +101,9 @@ ALPACA_EVAL_1 = Benchmark(
 ALPACA_EVAL_2 = Benchmark(
     name="alpaca_eval_2",
     version=1,
-    prompt=PROMPT,
+    prompt=None,
     judged=partial(judge_pairs, VERSION_2),
+    check=partial(read_template, VERSION_2),
     summarize=summarize,
     primary=WIN_RATE,
     files=(*VERSION_2.prompt.files, *GAMED.files),

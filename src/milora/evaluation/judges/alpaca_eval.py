@@ -17,11 +17,13 @@ from milora.evaluation.graders.grade import Grade
 from milora.evaluation.judges.alpaca_files import Annotation, write_annotations, write_outputs
 from milora.evaluation.judges.fence import NOTICE, delimiters_of, imitates, quote
 from milora.evaluation.judges.judge import Answer, Judge, Question
+from milora.method.errors import MiloraError
 from milora.method.options import JudgeForm
 
 WIN_RATE, FIRST_SHOWN = "win_rate", "first_shown"
 DRAW = 1.5
 TURN = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
+PLACES = ("instruction", "output_1", "output_2")
 MODELS = ("model_1", "model_2")
 
 
@@ -65,7 +67,7 @@ def judge_pairs(
         The model's wins, 0 … 1; of both orders also how far the judge preferred what was shown first, which is 0.5 on
         average if its place does not matter.
     """
-    template = read_text(version.prompt, judge.data_dir)
+    template = read_template(version, judge.data_dir)
     pairs = [Pair(row.question, row.answer, completion) for completion, row in zip(completions, rows, strict=True)]
     asked = [
         (index, switched)
@@ -95,6 +97,23 @@ def judge_pairs(
     return grades | ({FIRST_SHOWN: [verdict.first for verdict in verdicts]} if judge.section.both_orders else {})
 
 
+def read_template(version: Version, data_dir: str | None) -> str:
+    """Return the judge's published prompt.
+
+    Raises:
+        MiloraError: it is not there, or is not AlpacaEval's: a system and a user turn, with a place for each text.
+    """
+    template = read_text(version.prompt, data_dir)
+    turns = dict(TURN.findall(template))
+    if list(turns) != ["system", "user"] or any(turns["user"].count(f"{{{name}}}") != 1 for name in PLACES):
+        raise MiloraError(
+            f"the prompt of {version.annotator} is not AlpacaEval's: it needs a system and a user turn in <|im_start|>"
+            f" … <|im_end|>, and {', '.join(PLACES)} in braces, each once",
+            f"get it from {version.prompt.address}",
+        )
+    return template
+
+
 def write_question(version: Version, template: str, pair: Pair, switched: bool, form: JudgeForm) -> Question:
     """Return what the judge is asked about a pair.
 
@@ -109,7 +128,7 @@ def write_question(version: Version, template: str, pair: Pair, switched: bool, 
     cells = {"instruction": pair.instruction, "output_1": outputs[0], "output_2": outputs[1]}
     messages = []
     for role, text in TURN.findall(template):
-        filled = re.sub(r"\{(instruction|output_1|output_2)\}", lambda found: cells[found[1]], text.strip())
+        filled = re.sub(rf"\{{({'|'.join(PLACES)})\}}", lambda found: cells[found[1]], text.strip())
         if role == "system":
             messages.append(Message("system", (Text(f"{filled}\n\n{NOTICE}" if is_fenced else filled),)))
         else:

@@ -10,6 +10,7 @@ from milora.method.errors import MiloraError
 from milora.run.recipe import JudgeSection
 
 LETTERS = 4  # characters per token of English, about; a judge's tokenizer is seldom known
+SECONDS = 30.0  # in which a judge says that it is there
 AGREE = "pass --yes to agree beforehand"
 
 
@@ -27,7 +28,7 @@ def check_judge(section: JudgeSection, tasks: Sequence[str], can_agree: bool) ->
     if not can_agree:
         raise MiloraError(f"the judge of {names} may cost money, and there is no terminal to ask in", AGREE)
     try:
-        connect(section.url).with_options(max_retries=1).models.list()
+        connect(section.url).with_options(max_retries=1, timeout=SECONDS).models.list()
     except (openai.APIConnectionError, openai.AuthenticationError, openai.PermissionDeniedError) as error:
         raise MiloraError(
             f"no judge answers at evaluation.judge.url={section.url}: {error}",

@@ -47,11 +47,6 @@ def imitates(text: str, delimiters: re.Pattern[str]) -> bool:
     return any(pattern.search(text) for pattern in (delimiters, CONTROL_TOKENS, COMMANDS))
 
 
-def fence(text: str, delimiters: re.Pattern[str]) -> str:
-    """Return a text that imitates something quoted, and any other text as it is; see `imitates` and `quote`."""
-    return quote(text, delimiters) if imitates(text, delimiters) else text
-
-
 def quote(text: str, delimiters: re.Pattern[str]) -> str:
     """Return a text as the inside of a JSON string, which is one of Python, too: one line without open quotes.
 

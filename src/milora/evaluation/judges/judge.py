@@ -20,6 +20,7 @@ from milora.method.files import format_json
 from milora.run.directory import ScoreFolder
 from milora.run.recipe import JudgeSection
 
+RETRIES = 10  # most of a minute, if the server names no time
 REFUSED = (400, 413, 422)  # what a judge answers to one question that it does not take: a very long one, for example
 
 
@@ -111,7 +112,7 @@ def _ask_missing(
 ) -> dict[str, _Stored]:
     """A refusal is stored only if other questions are answered: if all are refused, it is not for what is in them."""
     assert section.url and section.model
-    client, model = connect(section.url), section.model
+    client, model = connect(section.url).with_options(max_retries=RETRIES), section.model
     answered: dict[str, _Stored] = {}
     refused: dict[str, _Stored] = {}
     failures: list[openai.OpenAIError] = []
