@@ -11,7 +11,7 @@ from milora import MiloraError
 from milora.evaluation.judges.cost import check_judge, estimate_cost
 from milora.evaluation.judges.judge import Question, ask_all
 from milora.run.directory import ScoreFolder
-from milora.run.recipe import EvaluationSection, JudgeSection, override_section
+from milora.run.recipe import EvaluationSection, JudgeSection, with_overrides
 from tests.evaluation.loopback_judge import JudgeServer, ask, run
 from tests.process import CONTEXT
 
@@ -165,13 +165,15 @@ def test_a_judge_is_checked_before_anything_is_paid_for(server, monkeypatch):
 
 
 def test_a_judge_in_a_recipe_and_on_the_command_line():
-    found = override_section(EvaluationSection(), {"limit": 3}, ["url=http://x/v1", "model=m", "form=official"])
+    judge = "evaluation.judge"
+    given = [f"{judge}.url=http://x/v1", f"{judge}.model=m", f"{judge}.form=official"]
+    found = with_overrides(EvaluationSection(), {"limit": 3}, given)
     assert (found.judge.url, found.judge.form, found.limit) == ("http://x/v1", "official", 3)
     for wrong, message in (
-        (["url=http://x/v1"], "a judge needs both"),
-        (["urll=http://x/v1"], "judge.urll is not a key: did you mean url"),
-        (["form=best"], "judge.form"),
-        (["price_in=1"], "set both"),
+        ("url=http://x/v1", "a judge needs both"),
+        ("urll=http://x/v1", "judge.urll is not a key: did you mean url"),
+        ("form=best", "judge.form"),
+        ("price_in=1", "set both"),
     ):
         with pytest.raises(MiloraError, match=message):
-            override_section(EvaluationSection(), {}, wrong)
+            with_overrides(EvaluationSection(), {}, [f"{judge}.{wrong}"])

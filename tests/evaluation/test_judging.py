@@ -109,7 +109,7 @@ def test_on_the_command_line(server, small_model, data_dir, call):
     server.says = RANKING
     words = ("eval", small_model, "--dtype", "float32", "--tasks", "alpaca_eval_1", "--limit", 3)
     words += ("--max-new-tokens", 2, "--data-dir", data_dir)
-    judge = ("--judge", f"url={server.url}", "--judge", "model=judge")
+    judge = (f"evaluation.judge.url={server.url}", "evaluation.judge.model=judge")
     code, _, err = call(*words)
     assert code == 2 and "no judge is named" in err and len(err.splitlines()) == 2
     code, _, err = call(*words, *judge)

@@ -23,7 +23,7 @@ def check_judge(section: JudgeSection, tasks: Sequence[str], can_agree: bool) ->
     if not section.url:
         raise MiloraError(
             f"a model grades {names}, and no judge is named",
-            "set evaluation.judge.url and evaluation.judge.model (--judge url=… --judge model=…)",
+            "set evaluation.judge.url=…/v1 and evaluation.judge.model=…",
         )
     if not can_agree:
         raise MiloraError(f"the judge of {names} may cost money, and there is no terminal to ask in", AGREE)
