@@ -48,6 +48,16 @@ DataSet = Literal[
     "commonsense_170k",
     "codefeedback",
     "code_alpaca",
+    "alpaca_eval_1",
+    "alpaca_eval_2",
+    "ifeval",
+    "follow_content",
+    "follow_situation",
+    "follow_style",
+    "follow_format",
+    "follow_example",
+    "follow_mixed",
+    "mt_bench",
 ]
 """The data sets that have names."""
 
