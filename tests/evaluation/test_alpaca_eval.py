@@ -13,7 +13,7 @@ from milora.data.files import read_rows
 from milora.data.published import read_text
 from milora.data.rows import load_rows
 from milora.evaluation.benchmarks import BENCHMARKS
-from milora.evaluation.benchmarks.alpaca_eval import GAMED, VERSION_1, VERSION_2
+from milora.evaluation.benchmarks.alpaca_eval import GAMED, VERSION_1, VERSION_2, read_gamed
 from milora.evaluation.graders.grade import Grade
 from milora.evaluation.judges.alpaca_eval import Pair, judge_pairs, read_probabilities, read_ranking, write_question
 from milora.evaluation.judges.alpaca_files import read_annotations
@@ -101,6 +101,26 @@ def test_without_the_published_files_the_model_is_minimal_and_says_so(data_dir, 
     assert 0.02 < metrics["length_controlled_minimal"].value < 0.15
     assert GAMED.optional and not VERSION_2.prompt.optional
     with pytest.raises(MiloraError, match="judge_prompt_v2_alpaca_eval_clf.txt does not exist"):
+        read_text(VERSION_2.prompt, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model,index,preference\na,0,0.5\n", "cannot be read: KeyError.'instruction_difficulty'"),
+        ("index,preference,std_delta_len,instruction_difficulty\n0,much,0,0\n", "could not convert"),
+        ("index,preference,std_delta_len,instruction_difficulty\n0,0.5,0,0\n", "has not the 805 instructions"),
+    ],
+)
+def test_another_table_is_refused(tmp_path, content, message):
+    (tmp_path / "df_gamed.csv").write_text(content)
+    with pytest.raises(MiloraError, match=message):
+        read_gamed(str(tmp_path))
+
+
+def test_a_prompt_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "alpaca_eval_clf.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(MiloraError, match="alpaca_eval_clf.txt cannot be read"):
         read_text(VERSION_2.prompt, str(tmp_path))
 
 

@@ -174,6 +174,7 @@ def test_a_judge_in_a_recipe_and_on_the_command_line():
         ("urll=http://x/v1", "judge.urll is not a key: did you mean url"),
         ("form=best", "judge.form"),
         ("price_in=1", "set both"),
+        ("url=https://user:key@host/v1", "set OPENAI_API_KEY instead"),
     ):
         with pytest.raises(MiloraError, match=message):
             with_overrides(EvaluationSection(), {}, [f"{judge}.{wrong}"])

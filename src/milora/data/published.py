@@ -54,7 +54,10 @@ def read_text(published: Published, data_dir: str | None) -> str:
         return str(_load("text", published.address, sample_by="document", keep_linebreaks=True)[0]["text"])
     file = find_published(published, data_dir)
     assert file is not None
-    return file.read_bytes().decode("utf-8")
+    try:
+        return file.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MiloraError(f"{file} cannot be read: {error}", f"get it from {published.address}") from error
 
 
 def read_table(published: Published, data_dir: str | None) -> list[Mapping[str, Any]] | None:

@@ -18,7 +18,8 @@ from milora.evaluation.target import Target
 from milora.method.options import TemplateName
 from milora.run.directory import ScoreFolder, locate_scores
 from milora.run.identity import hash_local
-from milora.run.recipe import EvaluationSection, JudgeSection
+from milora.run.judge import JudgeSection
+from milora.run.recipe import EvaluationSection
 
 
 def settings_of(target: Target, name: str, section: EvaluationSection) -> Settings:

@@ -12,7 +12,6 @@ from milora.method.options import (
     Components,
     Dtype,
     Form,
-    JudgeForm,
     Method,
     OnBadRow,
     PromptChoice,
@@ -20,6 +19,7 @@ from milora.method.options import (
     TemplateName,
     Weighting,
 )
+from milora.run.judge import JudgeSection
 from milora.run.paths import make_absolute
 from milora.run.settings import Section, Settings, list_shipped, merge, parse_overrides, read_settings, validate
 from milora.run.values import LARGEST, Fraction, Name, Names, Place, Positive, Seed, Targets
@@ -153,26 +153,6 @@ class ForgettingSection(Section):
     text: Place = "sampled"
     blocks: Annotated[int, Field(ge=0, le=LARGEST)] = 0  # 0: not measured
     block_length: Annotated[int, Field(ge=2, le=LARGEST)] = 1024  # tokens
-
-
-class JudgeSection(Section):
-    """The model that grades answers, at an OpenAI-compatible endpoint; its key is OPENAI_API_KEY in the environment."""
-
-    url: str | None = None  # the endpoint, …/v1
-    model: str | None = None  # its name there
-    form: JudgeForm = "corrected"  # official: the published prompt, byte for byte
-    both_orders: bool = False  # ask about each pair twice, the answers exchanged
-    concurrency: Positive = 8  # questions at a time
-    price_in: Annotated[float, Field(ge=0, le=1e6)] | None = None  # per million tokens, to say what judging costs
-    price_out: Annotated[float, Field(ge=0, le=1e6)] | None = None
-
-    @model_validator(mode="after")
-    def _a_judge_has_an_address_and_a_name(self) -> Self:
-        if bool(self.url) != bool(self.model):
-            raise ValueError(f"url={self.url} does not fit model={self.model}: a judge needs both")
-        if (self.price_in is None) != (self.price_out is None):
-            raise ValueError("price_in and price_out: set both")
-        return self
 
 
 class EvaluationSection(Section):

@@ -1,8 +1,8 @@
 """AlpacaEval 1.0 and 2.0: 805 instructions, greedy, judged against a reference output; win rates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from milora.data.conversation import Conversation
 from milora.data.published import Published, read_table
@@ -19,8 +19,10 @@ from milora.evaluation.judges.alpaca_eval import (
 )
 from milora.evaluation.judges.length_control import FOLDS, Judged, length_controlled
 from milora.evaluation.scores import Metric, Sample, measure_grades
+from milora.method.errors import MiloraError
 
 CONFIGS = f"{ALPACA_EVAL}src/alpaca_eval/evaluators_configs/"
+COUNT = 805
 LENGTH_CONTROLLED, MINIMAL = "length_controlled", "length_controlled_minimal"
 
 VERSION_1 = Version(
@@ -61,31 +63,66 @@ def summarize(samples: Sequence[Sample], rows: Sequence[Conversation], data_dir:
     The package counts positions among the rows that have a verdict, so that each row after one without gets another
     row's difficulty. Too few rows for cross-validation have neither.
     """
-    table = read_table(GAMED, data_dir)
+    gamed = read_gamed(data_dir)
     metrics = measure_grades(samples)
     lengths = [len(sample.gold) - len(sample.completion) for sample in samples]
     wins = [sample.grades[WIN_RATE].score for sample in samples]
     if sum(win is not None for win in wins) < FOLDS:
         return metrics
-    if table is None:
+    if gamed is None:
         items = [Judged(win, length) for win, length in zip(wins, lengths, strict=True)]
         return metrics | {MINIMAL: length_controlled(items, [])}
-    difficulties = {int(row["index"]): float(row["instruction_difficulty"]) for row in table}
-    gamed = [_read_gamed(row) for row in table]
-    by_instruction = {row.question: difficulties[index] for index, row in enumerate(rows)}
+    by_instruction = {row.question: gamed.difficulties[index] for index, row in enumerate(rows)}
     items = [
         Judged(win, length, by_instruction[sample.question])
         for sample, win, length in zip(samples, wins, lengths, strict=True)
     ]
     judged = [item for item in items if item.preference is not None]
-    by_position = [Judged(item.preference, item.shorter_by, difficulties[index]) for index, item in enumerate(judged)]
-    aligned = length_controlled(items, gamed)
-    official = aligned if by_position == items else length_controlled(by_position, gamed)
+    by_position = [
+        Judged(item.preference, item.shorter_by, gamed.difficulties[index]) for index, item in enumerate(judged)
+    ]
+    aligned = length_controlled(items, gamed.rows)
+    official = aligned if by_position == items else length_controlled(by_position, gamed.rows)
     return metrics | {LENGTH_CONTROLLED: aligned, f"{LENGTH_CONTROLLED}_official": official}
 
 
-def _read_gamed(row: Mapping[str, Any]) -> Judged:
-    return Judged(float(row["preference"]), float(row["std_delta_len"]), float(row["instruction_difficulty"]))
+@dataclass(frozen=True, slots=True)
+class Gamed:
+    """The rows of both gamed models, and the difficulty of every instruction in the official order."""
+
+    rows: list[Judged]
+    difficulties: list[float]
+
+
+def read_gamed(data_dir: str | None) -> Gamed | None:
+    """Return what the length-controlled win rate is fitted with; None without its file.
+
+    Raises:
+        MiloraError: it is another table, or lacks an instruction.
+    """
+    table = read_table(GAMED, data_dir)
+    if table is None:
+        return None
+    hint = f"get it from {GAMED.address}"
+    try:
+        found: dict[int, float] = {}
+        for row in table:
+            found.setdefault(int(row["index"]), float(row["instruction_difficulty"]))
+        judged = [row for row in table if row["preference"] not in ("", None)]
+        rows = [
+            Judged(float(row["preference"]), float(row["std_delta_len"]), found[int(row["index"])]) for row in judged
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MiloraError(f"AlpacaEval's df_gamed.csv cannot be read: {error!r}", hint) from error
+    if sorted(found) != list(range(COUNT)):
+        raise MiloraError(f"AlpacaEval's df_gamed.csv has not the {COUNT} instructions, from 0 on", hint)
+    return Gamed(rows, [found[index] for index in range(COUNT)])
+
+
+def _check_2(data_dir: str | None) -> None:
+    """Everything that is read beside the rows, before an answer is paid for."""
+    read_template(VERSION_2, data_dir)
+    read_gamed(data_dir)
 
 
 ALPACA_EVAL_1 = Benchmark(
@@ -103,7 +140,7 @@ ALPACA_EVAL_2 = Benchmark(
     version=1,
     prompt=None,
     judged=partial(judge_pairs, VERSION_2),
-    check=partial(read_template, VERSION_2),
+    check=_check_2,
     summarize=summarize,
     primary=WIN_RATE,
     files=(*VERSION_2.prompt.files, *GAMED.files),

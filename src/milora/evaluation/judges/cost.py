@@ -7,7 +7,7 @@ import openai
 
 from milora.evaluation.generation.served import connect
 from milora.method.errors import MiloraError
-from milora.run.recipe import JudgeSection
+from milora.run.judge import JudgeSection
 
 LETTERS = 4  # characters per token of English, about; a judge's tokenizer is seldom known
 SECONDS = 30.0  # in which a judge says that it is there

@@ -18,7 +18,7 @@ from milora.evaluation.judges.cost import agree_to_cost
 from milora.method.errors import MiloraError
 from milora.method.files import format_json
 from milora.run.directory import ScoreFolder
-from milora.run.recipe import JudgeSection
+from milora.run.judge import JudgeSection
 
 RETRIES = 10  # most of a minute, if the server names no time
 REFUSED = (400, 413, 422)  # what a judge answers to one question that it does not take: a very long one, for example
