@@ -131,7 +131,8 @@ def test_rules_of_formats(example, completion, levels):
         ("{instruction}\nAnswer: {answer}", "Answer: yes\n", True),
         ("{instruction}\nAnswer: {answer}", "Answer: yes\nBecause.", False),
         ("{instruction}\nAnswer: {answer}", "The Answer: yes", False),
-        ("{instruction}\n{answer}", "", True),
+        ("{instruction}\n{answer}", "anything", True),
+        ("{instruction}\n{answer}", " \n", False),
     ],
 )
 def test_templates_of_examples(target, completion, fits):
@@ -364,6 +365,12 @@ def test_levels_out_of_order_are_refused():
     rows = [_row("content", level, [], "Do.") for level in (0, 1, 3)]
     with pytest.raises(MiloraError, match="example 1 has level 3 after level 1"):
         list(join_levels(rows))
+
+
+def test_an_empty_completion_satisfies_nothing_and_nobody_is_asked(tmp_path):
+    row, judge = _row("style", 2, ["Do.", "Do it."], "Do it now."), _judge(tmp_path, [])
+    grades = BENCHMARKS["follow_style"].judged(["\n"], [row], judge)
+    assert [grades[name][0].score for name in ("hsr", "ssr")] == [0, 0] and not judge.asked
 
 
 def test_examples_need_no_judge():

@@ -134,6 +134,16 @@ def test_instructions_one_by_one():
     assert _grade(rows, [""] * 5)[3].grades["prompt_loose"].parts == (0,)
 
 
+def test_degenerate_completions_are_graded(caplog):
+    rows = [
+        _row("As JSON.", ("detectable_format:json_format", {})),
+        _row("In Finnish.", ("language:response_language", {"language": "fi"})),
+    ]
+    grades = [sample.grades["prompt_loose"] for sample in _grade(rows, ["[" * 20000, "1 2 3"])]
+    assert [grade.score for grade in grades] == [0, 1]  # as published: a text without a language has any
+    assert not caplog.records
+
+
 def test_two_runs_agree():
     """langdetect guesses with random numbers, and few words give it little to go by."""
     row = _row("In Finnish.", ("language:response_language", {"language": "fi"}))

@@ -26,18 +26,11 @@ def grade_by_rule(completion: str, category: str, source: str, example: int, lev
     return None
 
 
-def is_graded_by_rule(category: str, source: str, example: int) -> bool:
-    """Whether no judge is needed."""
-    return (
-        category == "example" or (category == "format" and example in FORMATS) or source in STEPS or source in ANSWERS
-    )
-
-
 def _fits_template(text: str, target: str) -> bool:
-    """The answer may be anything without a line break, in the words that the examples of the prompt put around it."""
+    """The answer may be any line that is not empty, in the words that the examples of the prompt put around it."""
     template = target.replace("{instruction}\n", "").replace("{{", "{").replace("}}", "}")
     pattern = ".*".join(re.escape(piece) for piece in template.split("{answer}"))
-    return re.fullmatch(pattern, text) is not None
+    return bool(text) and re.fullmatch(pattern, text) is not None
 
 
 def _sentences(text: str) -> list[str]:

@@ -40,12 +40,15 @@ def grade_by_rules(completions: list[str], rows: list[Conversation]) -> dict[str
 
 
 def judge_constraints(completions: list[str], rows: list[Conversation], judge: Judge) -> dict[str, list[Grade]]:
-    """Grade by rule what FollowBench grades by rule, and ask the judge about the rest."""
+    """Grade by rule what FollowBench grades by rule, and ask the judge about the rest.
+
+    An empty completion satisfies nothing, and the judge is not asked about it.
+    """
     ruled = grade_by_rules(completions, rows)
     asked = [
         index
         for index, (completion, row) in enumerate(zip(completions, rows, strict=True))
-        if _apply_rule(completion, row) is None
+        if completion.strip() and _apply_rule(completion, row) is None
     ]
     questions = [write_question(rows[index], completions[index], judge.section.form) for index in asked]
     for index, answer in zip(asked, judge.ask(questions), strict=True):
