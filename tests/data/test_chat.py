@@ -69,7 +69,8 @@ def test_an_answer_ends_where_it_ended_in_training(chat, tokenizer, small_model)
     assert chat.stops == ("<|im_end|>",)
     model = AutoModelForCausalLM.from_pretrained(small_model)
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")  # as of a base model
-    backend = LocalBackend(model, tokenizer, 1, chat)
+    backend = LocalBackend(model, tokenizer, 1)
+    backend.end_turns_of(chat)
     ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     assert backend.harness.model.generation_config.eos_token_id == ends
     backend.end_turns_of(None)

@@ -44,6 +44,15 @@ def test_ifeval(target, data_dir):
     assert format_table([scores]).split("\n")[1].startswith("ifeval          prompt_strict        2")
 
 
+@needs_sentences
+def test_each_benchmarks_answers_end_as_its_own_template_ends_them(target, data_dir, monkeypatch):
+    """A model may serve one benchmark with its chat template, and another with an official prompt of plain text."""
+    ends = []
+    monkeypatch.setattr(LocalBackend, "end_turns_of", lambda _, chat: ends.append(chat and chat.text))
+    evaluate(target, EvaluationSection(tasks=["ifeval", "arithmetic"], limit=1, max_new_tokens=1, data_dir=data_dir))
+    assert ends[-3:] == [CHAT, None, None]  # the last one is for lm-eval's tasks
+
+
 def test_a_benchmark_without_an_official_prompt_is_asked_with_the_models_own_template(target, monkeypatch):
     tokenizer = target.load_tokenizer()
     messages = BENCHMARKS["arithmetic"].load(None, 1)[0].prompt
