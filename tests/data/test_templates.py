@@ -1,11 +1,9 @@
 """The exact bytes of every prompt, in training and in evaluation, on a real row."""
 
-import pytest
-
 from milora.data.conversation import Conversation
 from milora.data.sets import COMMONSENSE as COMMONSENSE_FOLDERS
 from milora.data.templates import TEMPLATES
-from milora.evaluation.benchmarks import BENCHMARKS
+from milora.evaluation.benchmarks import BENCHMARKS, GROUPS, SUITES
 
 ASKED = Conversation.of_turn("How many?", "Two.").prompt
 ALPACA = (
@@ -46,9 +44,11 @@ def test_training_prompts():
     assert {name: template.render(ASKED) for name, template in TEMPLATES.items()} == TRAINING
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_evaluation_prompts(name):
-    assert BENCHMARKS[name].prompt.render(ASKED) == OFFICIAL[name]
+def test_evaluation_prompts():
+    """Those of conversations have none of their own: it is the model's chat template."""
+    official = {name: benchmark.prompt.render(ASKED) for name, benchmark in BENCHMARKS.items() if benchmark.prompt}
+    assert official == OFFICIAL
+    assert set(BENCHMARKS) - set(official) == {"alpaca_eval_1", *SUITES["instruction"], "mt_bench"}
 
 
 def test_decoding_is_the_protocols():
@@ -57,6 +57,9 @@ def test_decoding_is_the_protocols():
         ("gsm8k", 1024, 1, stops),
         ("math", 2048, 1, stops),
         ("humaneval", 1024, 1, ()),
+        ("ifeval", 1280, 1, ()),
+        ("mt_bench", 1024, 1, ()),
+        *((name, 2048, 1, ()) for name in GROUPS["follow_bench"]),
         *((name, 32, 4, ()) for name in COMMONSENSE_FOLDERS),
     ):
         benchmark = BENCHMARKS[name]
