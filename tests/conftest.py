@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,10 @@ from milora.__main__ import main
 from milora.models.base import load_tokenizer, resolve_model
 from milora.models.embedded import EMBEDDED
 from milora.run.recipe import ModelSection
+from tests.served import LlamaServer, serving
 
 # Whatever trains, starts processes, or decomposes large matrices takes seconds; `make check` leaves it out.
-SLOW_FIXTURES = {"small_recipe", "recipe", "start", "browser"}
+SLOW_FIXTURES = {"small_recipe", "recipe", "start", "browser", "llama_server"}
 SLOW_FILES = {"test_decomposition.py", "test_sandbox.py", "test_parity.py", "test_conversion.py"}
 
 
@@ -47,6 +48,12 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     load_tokenizer(ModelSection(name=EMBEDDED)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> Iterator[LlamaServer]:
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

