@@ -13,7 +13,14 @@ from milora.__main__ import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["tests.launch_on_cpu", "milora.pipeline", "milora.models.init", "milora.training.trainer", "lm_eval.evaluator"]
+    [
+        "tests.launch_on_cpu",
+        "milora.pipeline",
+        "milora.evaluation.chat.local",
+        "milora.models.init",
+        "milora.training.trainer",
+        "lm_eval.evaluator",
+    ]
 )
 
 

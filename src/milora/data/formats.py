@@ -140,8 +140,23 @@ def _read_side(row: Row, column: str, role: Role) -> list[Message]:
     return [_message(role, text_of(row, column))]
 
 
-def _finish(messages: Sequence[Message]) -> list[Conversation]:
-    """Check what holds of every conversation: a system message first if at all, then the user, the assistant last."""
+def read_prompt(row: Row) -> list[Message]:
+    """Return the messages of a row that is to be answered: those of `messages`, or the one question of `prompt`.
+
+    Raises:
+        BadRowError: a cell is not text, or the conversation does not end on the user.
+    """
+    if "messages" not in row:
+        return [_message("user", text_of(row, "prompt"))]
+    messages = _read_messages(row["messages"], "column messages")
+    _check_start(messages)
+    if messages[-1].role != "user":
+        raise BadRowError("the conversation does not end on the user")
+    return messages
+
+
+def _check_start(messages: Sequence[Message]) -> None:
+    """Check what holds of every conversation: a system message first if at all, then the user."""
     roles = [message.role for message in messages]
     if "system" in roles[1:]:
         raise BadRowError("a system message follows other messages")
@@ -149,7 +164,12 @@ def _finish(messages: Sequence[Message]) -> list[Conversation]:
         raise BadRowError("the conversation has no message of the user")
     if roles[roles[0] == "system"] != "user":
         raise BadRowError("the conversation begins with the assistant")
-    if roles[-1] != "assistant":
+
+
+def _finish(messages: Sequence[Message]) -> list[Conversation]:
+    """The messages as a conversation, which has the assistant last."""
+    _check_start(messages)
+    if messages[-1].role != "assistant":
         raise BadRowError("the conversation ends on the user, and no column `chosen` has the answer")
     return [Conversation(tuple(messages))]
 
