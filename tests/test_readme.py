@@ -1,5 +1,6 @@
 """The README's own code and commands run as they are, on a small model."""
 
+import io
 import re
 import shlex
 import subprocess
@@ -43,9 +44,12 @@ def test_commands_run(command, finished, small_model, small_recipe, tmp_path, mo
         Path(words["quickstart"]).write_text(f"name: few\nrecipe: {small_recipe}\n{grid}\n")
     if command == "milora runs":
         tmp_path.joinpath("runs").symlink_to(finished[1].parent)
+    if " chat " in command:
+        command += " --max-new-tokens 8"
     _, *arguments = (words.get(word, word) for word in shlex.split(command))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["milora", *arguments])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hello\n")))
     try:
         main()
     except SystemExit as stopped:

@@ -258,6 +258,7 @@ def test_an_interrupt_leaves_both_sides_of_a_comparison_whole(sides):
     assert (_ask(tuned, "Hello")[0], _ask(base, "Hello")[0]) == (before[1], before[0])
 
 
+@pytest.mark.slow
 def test_a_residual_run_and_a_full_one_are_compared_with_their_base(small_model, load_small, tmp_path):
     model = train_briefly(add_milora(load_small(), form="residual"), steps=1)
     model.save_pretrained(tmp_path / "residual")

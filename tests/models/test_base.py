@@ -56,7 +56,7 @@ def test_a_gguf_file_is_a_model_by_its_content(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "_convert_gguf", convert)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("mine.gguf", "mine.GGUF"):
-        (tmp_path / name).symlink_to(embedded._find_gguf())
+        (tmp_path / name).symlink_to(embedded.locate_gguf())
     mine, copy = (ModelSection(name=str(tmp_path / name)) for name in ("mine.gguf", "mine.GGUF"))
     assert base.load_tokenizer(mine).eos_token == base.load_tokenizer(copy).eos_token == "<|im_end|>"
     assert converted == [Path(mine.name)]
@@ -66,7 +66,7 @@ def test_a_gguf_file_is_a_model_by_its_content(tmp_path, monkeypatch):
 
 def test_a_damaged_gguf_file(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "whole.gguf").write_bytes(embedded._find_gguf().read_bytes()[:100_000])
+    (tmp_path / "whole.gguf").write_bytes(embedded.locate_gguf().read_bytes()[:100_000])
     for name, message in (("whole.gguf", "cannot be loaded"), ("whole2.gguf", "did you mean whole.gguf")):
         with pytest.raises(MiloraError, match=message):
             base.load_tokenizer(ModelSection(name=str(tmp_path / name)))

@@ -24,23 +24,29 @@ def converse(speakers: Sequence[Speaker], system: str | None) -> None:
         import readline  # noqa: F401  line editing and a history of what was typed
 
     sessions = [Session(speaker, system) for speaker in speakers]
-    while True:
-        try:
-            line = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        except UnicodeDecodeError:
-            notify("the line is not text in the terminal's encoding")
-            continue
-        command, _, text = line.partition(" ")
-        if command == "/quit":
-            return
-        if command.startswith("/"):
-            _obey(command, text.strip(), sessions)
-        elif line.strip():
-            for session in sessions:
-                _answer(session, line, label=session.speaker.name if len(sessions) > 1 else None)
+    try:
+        while _take_line(sessions):
+            pass
+    except (EOFError, KeyboardInterrupt):
+        print()
+
+
+def _take_line(sessions: Sequence[Session]) -> bool:
+    """Do what a line asks for; return whether another one may follow."""
+    try:
+        line = input("> ")
+    except UnicodeDecodeError:
+        notify("the line is not text in the terminal's encoding")
+        return True
+    command, _, text = line.partition(" ")
+    if command == "/quit":
+        return False
+    if command.startswith("/"):
+        _obey(command, text.strip(), sessions)
+    elif line.strip():
+        for session in sessions:
+            _answer(session, line, label=session.speaker.name if len(sessions) > 1 else None)
+    return True
 
 
 def notify(text: str) -> None:
