@@ -2,8 +2,8 @@
 
 import os
 import pty
+import re
 import select
-import signal
 import sys
 import termios
 import time
@@ -40,16 +40,14 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.controller, text.encode())
 
-    def expect(self, text: str, timeout: float = 120) -> str:
-        """Wait until `text` is shown after what was expected before; return what is shown up to there."""
+    def expect(self, pattern: str, timeout: float = 120) -> None:
+        """Wait until the pattern is shown after what was expected before."""
         until = time.monotonic() + timeout
-        while (place := self.shown.find(text, self.read)) < 0:
+        while not (found := re.compile(pattern).search(self.shown, self.read)):
             ready, _, _ = select.select([self.controller], [], [], max(0, until - time.monotonic()))
-            assert ready, f"{text!r} is not shown in {timeout} s after {self.shown[self.read :]!r}"
+            assert ready, f"{pattern!r} is not shown in {timeout} s after {self.shown[self.read :]!r}"
             self.shown += os.read(self.controller, 65536).decode(errors="replace")
-        found = self.shown[self.read : place]
-        self.read = place + len(text)
-        return found
+        self.read = found.end()
 
     def wait(self) -> int | None:
         """The exit code, once the process has ended."""
@@ -65,7 +63,6 @@ def _run(arguments: list[str], environment: dict[str, str], cwd: str, terminal: 
     device = os.open(terminal, os.O_RDWR)  # of which a process without a terminal becomes the owner
     for descriptor in (0, 1, 2):
         os.dup2(device, descriptor)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     sys.argv = ["milora", *arguments]
     main()

@@ -190,7 +190,7 @@ def chat_(
     compare: Annotated[bool, typer.Option("--compare", help="Answer with the base model as well, first.")] = False,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, help="Sample at this temperature; 0: greedy search.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="Sample at this temperature; 0: greedy search.")] = 0.0,
     template: Annotated[
         TemplateName | None, typer.Option(help="Default: that of training, else the model's own, else plain.")
     ] = None,

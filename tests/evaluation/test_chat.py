@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 import threading
-import time
 import unicodedata
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -122,7 +121,7 @@ def test_commands(monkeypatch, capsys):
 def test_each_side_of_a_comparison_has_its_own_history(monkeypatch, capsys):
     sides = [Echo("base"), Echo()]
     said = _type(monkeypatch, capsys, sides, "a", "b")
-    assert said.out.startswith("[base]\nbase A\n[trained]\ntrained A\n")
+    assert said.out.startswith("[base]\nbase A\n\n[trained]\ntrained A\n")
     for side in sides:
         assert side.seen[1] == [("user", "a"), ("assistant", f"{side.name} A"), ("user", "b")]
 
@@ -351,6 +350,9 @@ def test_lines_that_cannot_be_answered_say_so_and_the_others_are_answered(pipe, 
         (("--compare", "--url", "http://127.0.0.1:9/v1"), "--url: a server has a model and a template of its own"),
         (("--url", "http://127.0.0.1:9/v1"), "no chat server answers at http://127.0.0.1:9/v1"),
         (("./nowhere",), "the folder does not exist"),
+        (("MODEL", "--temperature", "nan"), "--temperature nan is not 0, or from 0.01 to 100"),
+        (("MODEL", "--temperature", "-1"), "--temperature -1 is not 0, or from 0.01 to 100"),
+        (("MODEL", "--max-new-tokens", "0"), "--max-new-tokens"),
         (("MODEL", "--template", "plain", "--system", "x"), "--system: the template plain has no room"),
     ],
 )
@@ -377,6 +379,8 @@ class Faulty(BaseHTTPRequestHandler):
 
     def do_GET(self):
         names = self.server.names
+        if names == "page":
+            return self._send(200, "<html>", "text/html")
         if names is None:
             return self._send(404, {"error": {"message": "not found"}})
         return self._send(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
@@ -406,10 +410,10 @@ class Faulty(BaseHTTPRequestHandler):
         self.wfile.write(b"data: " + json.dumps(content).encode() + b"\n\n")
         self.wfile.flush()
 
-    def _send(self, status, content):
+    def _send(self, status, content, kind="application/json"):
         data = json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -460,11 +464,14 @@ def test_the_model_at_a_server_is_named_or_the_only_one(faulty):
     with pytest.raises(MiloraError, match="serves small, not other"):
         open_server(faulty.url, "other", sampling)
     faulty.names = ["a", "b"]
-    with pytest.raises(MiloraError, match="serves a, b, and --model names none"):
+    with pytest.raises(MiloraError, match="serves a, b"):
         open_server(faulty.url, None, sampling)
     assert open_server(faulty.url, "b", sampling).name == "b"
     faulty.names = None  # some servers do not say
     assert open_server(faulty.url, "b", sampling).name == "b"
+    with pytest.raises(MiloraError, match="does not list its models"):
+        open_server(faulty.url, None, sampling)
+    faulty.names = "page"  # another kind of server
     with pytest.raises(MiloraError, match="does not list its models"):
         open_server(faulty.url, None, sampling)
 
@@ -484,17 +491,18 @@ def test_a_real_server_streams(llama_server, pipe):
 # --- a terminal ------------------------------------------------------------------------------------------------------
 
 
+ENDLESS = ("--dtype", "float32", "--max-new-tokens", "5000", "--temperature", "1.5")
+
+
 @pytest.mark.slow
 def test_in_a_terminal_an_answer_streams_and_ctrl_c_stops_it(small_model):
-    options = ("--dtype", "float32", "--max-new-tokens", "2000", "--temperature", "1.5")
-    with Terminal("chat", small_model, *options) as terminal:
+    with Terminal("chat", small_model, *ENDLESS) as terminal:
         terminal.expect("/help lists the commands")
         terminal.expect("> ")
         terminal.type("Tell me a story.\r")
-        terminal.expect("Tell me a story.")
-        time.sleep(1)  # into the answer, which would take much longer
+        terminal.expect(r"story\.\s+\S")  # the answer begins; it would take minutes
         terminal.type(CTRL_C)
-        assert len(terminal.expect("stopped").strip()) > 10
+        terminal.expect("stopped")
         terminal.expect("> ")
         terminal.type("/reset\r")
         terminal.expect("the conversation starts anew")
@@ -505,18 +513,13 @@ def test_in_a_terminal_an_answer_streams_and_ctrl_c_stops_it(small_model):
 
 @pytest.mark.slow
 def test_in_a_terminal_a_comparison_is_labeled_and_ctrl_c_stops_one_side(adapter):
-    options = ("--dtype", "float32", "--max-new-tokens", "400", "--compare")
-    with Terminal("chat", adapter, *options) as terminal:
+    with Terminal("chat", adapter, *ENDLESS, "--compare") as terminal:
         terminal.expect("> ")
         terminal.type("Hello\r")
-        terminal.expect("[base]")
-        time.sleep(0.5)
-        terminal.type(CTRL_C)
-        terminal.expect("stopped")
-        terminal.expect("[trained]")
-        time.sleep(0.5)
-        terminal.type(CTRL_C)
-        terminal.expect("stopped")
+        for side in ("base", "trained"):
+            terminal.expect(rf"\[{side}\]\s+\S")
+            terminal.type(CTRL_C)
+            terminal.expect("stopped")
         terminal.expect("> ")
         terminal.type(CTRL_D)
         assert terminal.wait() == 0

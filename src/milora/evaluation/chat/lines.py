@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from milora.data.conversation import Message
 from milora.data.formats import BadRowError, read_prompt
@@ -23,11 +23,11 @@ class Asked:
     messages: list[Message]
 
 
-def answer_lines(lines: Iterable[bytes], speakers: Sequence[Speaker], system: str | None) -> None:
-    """Answer each line on its own, and print one JSON object for it at once; empty lines are left out.
+def answer_lines(lines: Iterable[bytes], answers: BinaryIO, speakers: Sequence[Speaker], system: str | None) -> None:
+    """Answer each line on its own, and write one JSON object for it at once; empty lines are left out.
 
     Raises:
-        MiloraError: lines were not answered. Each has printed an object with its `error`, and the others are answered.
+        MiloraError: lines were not answered. Each has an object with its `error`, and the others are answered.
     """
     asked = failed = 0
     for line in lines:
@@ -42,7 +42,8 @@ def answer_lines(lines: Iterable[bytes], speakers: Sequence[Speaker], system: st
         except MiloraError as error:
             failed += 1
             found = {"error": error.message, "hint": error.hint}
-        print(format_json(given | found), flush=True)
+        answers.write(format_json(given | found).encode() + b"\n")
+        answers.flush()
     if failed:
         raise MiloraError(f"{failed} of {asked} lines were not answered", "their objects say why, under error")
 

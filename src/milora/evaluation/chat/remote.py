@@ -9,7 +9,7 @@ import openai
 
 from milora.data.conversation import Message
 from milora.evaluation.chat.speaker import Sampling, Write
-from milora.evaluation.generation.served import connect
+from milora.evaluation.generation.served import connect, list_models
 from milora.method.errors import MiloraError
 
 
@@ -64,18 +64,18 @@ def open_server(url: str, model: str | None, sampling: Sampling) -> ServerSpeake
     """
     client = connect(url).with_options(max_retries=1)
     try:
-        served = [entry.id for entry in client.models.list()]
-    except openai.NotFoundError as error:  # a server without this page: it says itself what it does not serve
-        if model is None:
-            raise MiloraError(f"the server at {url} does not list its models", "name one with --model") from error
-        return ServerSpeaker(client, model, sampling)
+        served = list(list_models(client))
+    except openai.NotFoundError:
+        served = []
     except openai.OpenAIError as error:
         raise MiloraError(
             f"no chat server answers at {url}: {error}", "check the address, which ends in /v1, and OPENAI_API_KEY"
         ) from error
     if model is None and len(served) == 1:
         (model,) = served
-    if model not in served:
-        what = f"not {model}" if model else "and --model names none"
-        raise MiloraError(f"the server at {url} serves {', '.join(served) or 'nothing'}, {what}", "choose with --model")
+    if model is None:
+        what = f"serves {', '.join(served)}" if served else "does not list its models"
+        raise MiloraError(f"the server at {url} {what}", "name one with --model")
+    if served and model not in served:  # one that lists none says itself what it does not serve
+        raise MiloraError(f"the server at {url} serves {', '.join(served)}, not {model}", "name one with --model")
     return ServerSpeaker(client, model, sampling)

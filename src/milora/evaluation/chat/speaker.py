@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from milora.data.conversation import Message
+from milora.method.errors import MiloraError
 
 Write = Callable[[str], None]  # takes the next piece of an answer
 
@@ -15,6 +16,10 @@ class Sampling:
 
     max_new_tokens: int
     temperature: float
+
+    def __post_init__(self) -> None:
+        if self.temperature and not 0.01 <= self.temperature <= 100:  # beyond, float32 overflows; NaN is refused too
+            raise MiloraError(f"--temperature {self.temperature:g} is not 0, or from 0.01 to 100", "0 is greedy search")
 
     def __str__(self) -> str:
         how = f"sampled at temperature {self.temperature:g}" if self.temperature else "greedy"

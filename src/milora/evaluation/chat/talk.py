@@ -1,5 +1,6 @@
 """What comes in on stdin → what is answered on stdout."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +18,10 @@ def talk(speakers: Sequence[Speaker], system: str | None) -> None:
     speaker = speakers[-1]
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         notify(speaker.about)
-        answer_lines(sys.stdin.buffer, speakers, system)
+        try:
+            answer_lines(sys.stdin.buffer, sys.stdout.buffer, speakers, system)
+        except BrokenPipeError:  # its reader has enough; what was not written must not be tried again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     notify(f"{speaker.about}; /help lists the commands")
     if not speaker.has_turns:

@@ -1,5 +1,6 @@
 """A chat in a terminal: what is typed → answers and commands."""
 
+import signal
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -24,11 +25,15 @@ def converse(speakers: Sequence[Speaker], system: str | None) -> None:
         import readline  # noqa: F401  line editing and a history of what was typed
 
     sessions = [Session(speaker, system) for speaker in speakers]
+    # Elsewhere a second Ctrl-C ends the process.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         while _take_line(sessions):
             pass
     except (EOFError, KeyboardInterrupt):
         print()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _take_line(sessions: Sequence[Session]) -> bool:
@@ -44,8 +49,12 @@ def _take_line(sessions: Sequence[Session]) -> bool:
     if command.startswith("/"):
         _obey(command, text.strip(), sessions)
     elif line.strip():
-        for session in sessions:
-            _answer(session, line, label=session.speaker.name if len(sessions) > 1 else None)
+        for index, session in enumerate(sessions):
+            if index:
+                print()
+            if len(sessions) > 1:
+                print(f"[{session.speaker.name}]")
+            _answer(session, line)
     return True
 
 
@@ -71,9 +80,7 @@ def _obey(command: str, text: str, sessions: Sequence[Session]) -> None:
         notify("the system prompt is set" if text else "there is no system prompt now")
 
 
-def _answer(session: Session, question: str, label: str | None) -> None:
-    if label:
-        print(f"[{label}]")
+def _answer(session: Session, question: str) -> None:
     end = None
     try:
         if not session.ask(question, _show, notify):
@@ -92,4 +99,5 @@ def _show(piece: str) -> None:
     shown = "".join(
         letter if letter in "\n\t" or unicodedata.category(letter) != "Cc" else "\ufffd" for letter in piece
     )
-    print(shown, end="", flush=True)
+    encoding = sys.stdout.encoding
+    print(shown.encode(encoding, "replace").decode(encoding), end="", flush=True)

@@ -110,12 +110,21 @@ def complete_greedily(
     )
 
 
+def list_models(client: openai.OpenAI) -> dict[str, dict[str, Any]]:
+    """Return what a server's /models says of each model, by name; {} if the page is not such a list.
+
+    `client.models.list()` fails with an AttributeError on a page that is not JSON.
+    """
+    found = client.get("/models", cast_to=object)
+    entries = found.get("data") if isinstance(found, dict) else None
+    return {entry["id"]: entry for entry in entries or ()}
+
+
 def _find_entry(client: openai.OpenAI, url: str, model: str) -> dict[str, Any]:
-    impatient = client.with_options(max_retries=0)  # a wrong address is said at once
-    served = {entry.id: entry.model_dump() for entry in impatient.models.list()}
+    served = list_models(client)
     if model not in served:
         raise MiloraError(
-            f"the server at {url} serves {', '.join(served)}, not {model}",
+            f"the server at {url} serves {', '.join(served) or 'nothing'}, not {model}",
             f"start it with --served-model-name or --lora-modules {model}=…",
         )
     return served[model]
