@@ -233,6 +233,7 @@ def test_an_answer_is_the_completion_of_evaluation_in_pieces(small_model):
     assert speaker.about == f"{small_model}: template chat, greedy, at most 12 new tokens"
 
 
+@pytest.mark.slow
 def test_the_base_of_a_comparison_is_the_base_and_shares_its_weights(sides, small_model, adapter):
     base, tuned = sides
     assert (base.name, tuned.name) == ("base", "trained") and base.model is tuned.model

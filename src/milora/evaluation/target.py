@@ -135,12 +135,15 @@ def target_of_run(run: RunDirectory) -> Target:
     return _target(run, run.trained)
 
 
+def template_of_run(run: RunDirectory) -> TemplateName:
+    """Return the template that a run, which may not be finished, is trained with."""
+    if run.is_trained:
+        return run.read(TrainingRecord).template
+    return choose_template(run.recipe.data.template, lambda: load_tokenizer(run.recipe.model))
+
+
 def _target(run: RunDirectory, trained: Path) -> Target:
     is_full = run.recipe.adapter.method == "full"
-    if run.is_trained:
-        template = run.read(TrainingRecord).template
-    else:  # of a checkpoint
-        template = choose_template(run.recipe.data.template, lambda: load_tokenizer(run.recipe.model))
     return Target(
         who="trained",
         model=run.recipe.model.model_copy(update={"name": str(trained)}) if is_full else run.recipe.model,
@@ -149,7 +152,7 @@ def _target(run: RunDirectory, trained: Path) -> Target:
         adapter=None if is_full else trained,
         form=run.recipe.adapter.form,
         recipe=run.recipe,
-        template=template,
+        template=template_of_run(run),
     )
 
 

@@ -17,13 +17,12 @@ from milora.evaluation.chat.speaker import Sampling, Write
 from milora.evaluation.chat.stream import EndOf, Stream
 from milora.evaluation.generation.neutral import ends_of, neutralize
 from milora.evaluation.generation.wide import widen
-from milora.evaluation.target import Target, resolve_target
+from milora.evaluation.target import Target, resolve_target, template_of_run
 from milora.method.errors import MiloraError
 from milora.method.options import Dtype, TemplateName
 from milora.models.base import context_length
 from milora.run.directory import Permissions, is_run, open_run
 from milora.run.launch import processes
-from milora.run.records import TrainingRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,5 +187,5 @@ def _find_template(path: Path, permissions: Permissions) -> TemplateName | None:
     """RUN/adapter, RUN/model, and RUN/export/FORM were trained with the run's template."""
     for folder in path.resolve().parents[:2] if path.is_dir() else ():
         if is_run(folder):
-            return open_run(folder, permissions).read(TrainingRecord).template
+            return template_of_run(open_run(folder, permissions))
     return None
