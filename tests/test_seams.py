@@ -54,7 +54,7 @@ SIGNATURES = [
     ("trl", "SFTTrainer._save_checkpoint", "self model trial", TRAINER),
     ("trl", "SFTTrainer._save", "self output_dir state_dict", TRAINER),
     ("trl", "SFTTrainer.save_model", "self output_dir _internal_call", TRAINER),
-    ("trl.chat_template_utils", "get_training_chat_template", "processing_class tokenizer", "data/templates.py"),
+    ("trl.chat_template_utils", "get_training_chat_template", "processing_class tokenizer", "data/turns.py"),
     ("transformers.integrations.deepspeed", "unset_hf_deepspeed_config", "", TRAINER),
     ("transformers", "Cache.batch_repeat_interleave", "self repeats", GENERATOR),
     ("transformers", "Cache.batch_select_indices", "self indices", GENERATOR),

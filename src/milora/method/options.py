@@ -26,7 +26,7 @@ Method = Literal["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa"
 Export = Literal["lora", "merged", "residual"]
 """The format in which a trained run is exported."""
 
-TemplateName = Literal["auto", "chat", "plain", "alpaca", "commonsense"]
+TemplateName = Literal["auto", "chat", "plain", "alpaca", "commonsense", "tulu", "vicuna"]
 """How a conversation becomes text: with the model's own chat template, or with one of milora's. `auto` chooses."""
 
 DataSet = Literal[
