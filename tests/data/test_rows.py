@@ -1,6 +1,7 @@
 """Rows from every kind of source."""
 
 import csv
+import gzip
 import json
 import re
 
@@ -156,3 +157,59 @@ def test_the_conversations_in_the_package():
     assert sum(row.messages[0].role == "system" for row in rows) >= 5
     assert sum(len(row.messages) > 3 for row in rows) >= 5
     assert [CONVERSATIONS_FILE] in list_files(DataSection(name="chat"))
+
+
+def test_ultrafeedback_is_its_chosen_answers(data_dir):
+    rows = load_rows("ultrafeedback", "train", data_dir)
+    with gzip.open(f"{data_dir}/instruction/chat/ultrafeedback_binarized_train350.jsonl.gz", "rt") as file:
+        published = [json.loads(line) for line in file]
+    assert len(rows) == len(published) == 350 and len(load_rows("ultrafeedback", "test", data_dir)) == 100
+    for row, found in zip(rows, published, strict=True):
+        assert [(message.role, message.text) for message in row.messages] == [
+            (message["role"], message["content"]) for message in found["chosen"]
+        ]
+    trained = load_training_rows(DataSection(name="ultrafeedback", data_dir=data_dir, validation_rows=0)).train
+    assert len(trained) == 350, "no question of its test split is in its training split"
+
+
+def write_chosen(tmp_path, *pairs):
+    (tmp_path / "instruction" / "chat").mkdir(parents=True, exist_ok=True)
+    for name in ("train350.jsonl.gz", "test100.jsonl"):
+        path = tmp_path / "instruction" / "chat" / f"ultrafeedback_binarized_{name}"
+        with gzip.open(path, "wt") if name.endswith("gz") else path.open("w") as file:
+            file.writelines(json.dumps({"chosen": chosen, "rejected": []}) + "\n" for chosen in pairs)
+
+
+def test_rows_of_ultrafeedback_that_cannot_be_read(tmp_path):
+    asked = {"role": "user", "content": "Hi?"}
+    answer = {"role": "assistant", "content": "Hi!"}
+    for chosen, reason in (
+        ("Hi!", "the conversation has no message of the user"),
+        ([asked], "ends on the user"),
+        ([asked, {**answer, "content": None}], r"column chosen\[1\]\.content is null"),
+        ([asked, {**answer, "content": ""}], r"column chosen\[1\]\.content is empty"),
+    ):
+        write_chosen(tmp_path, chosen)
+        with pytest.raises(MiloraError, match=reason):
+            load_rows("ultrafeedback", "train", str(tmp_path))
+    write_chosen(tmp_path, [asked], *([{**asked, "content": f"{number}?"}, answer] for number in range(3)))
+    section = DataSection(name="ultrafeedback", data_dir=str(tmp_path), validation_rows=0, on_bad_row="drop")
+    with pytest.raises(MiloraError, match="has no rows; 1 bad rows were dropped"):
+        load_training_rows(section)  # its test split has the same questions, which are read past a bad row
+
+
+def test_lora_gas_rows_of_codefeedback_end_with_their_first_block(tmp_path):
+    answers = {
+        "Sure:\n```python\nx = 1\n```\nIt is 1.\n```\ny\n```": "Sure:\n```python\nx = 1\n```",
+        "```\nnever closed": "```\nnever closed```",
+        "No code at all.": None,
+    }
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "CodeFeedback-Filtered-Instruction.jsonl").write_text(
+        "".join(json.dumps({"query": f"q{n}", "answer": answer}) + "\n" for n, answer in enumerate(answers))
+    )
+    rows = load_rows("codefeedback_first_block", "train", str(tmp_path))
+    assert [(row.question, row.answer) for row in rows] == [
+        (f"q{n}", kept) for n, kept in enumerate(answers.values()) if kept
+    ]
+    assert len(load_rows("codefeedback", "train", str(tmp_path))) == 3

@@ -60,6 +60,21 @@ def test_what_is_lost_is_announced(tokenize):
     )
 
 
+def test_rows_with_too_many_tokens_are_left_out_before_others_are_taken(tokenize, tmp_path):
+    rows = [say("Hi!"), say("Hi, " * 30), say("Hey!"), say("Ho!")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    longest = max(len(row) for row in tokenize("data.validation_rows=0", "data.max_tokens=60").train["input_ids"])
+    exactly = [f"data.max_tokens={longest}", "training.max_length=60"]
+    found = tokenize("data.validation_rows=1", "data.rows=2", *exactly)
+    assert (found.report.rows, found.report.long, found.report.truncated, len(found.held_out)) == (2, 1, 0, 1)
+    assert len(tokenize("data.validation_rows=0", *exactly).train) == 3
+    recipe = load_recipe("chat-smoke", ["training.batch_size=1", "training.max_steps=null"])
+    said = announce(recipe, Preparation(None, 0, 0, tokenize.tokenizer, found, None))
+    assert said.startswith("training on 2 (1 left out as longer than data.max_tokens) rows, 1 held out; ")
+    with pytest.raises(MiloraError, match=r"has no rows; 4 have more than data\.max_tokens=5 tokens"):
+        tokenize("data.max_tokens=5")
+
+
 def test_held_out_rows_without_room(tokenize, monkeypatch):
     lengths = {}
 

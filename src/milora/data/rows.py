@@ -31,22 +31,25 @@ Numbered = Iterable[tuple[str, Any]]  # rows, each after the words that say wher
 class TrainingRows:
     """The rows to train on and the held-out rows whose loss is watched, as `Conversation.to_row` writes them.
 
-    `bad` counts the rows that could not be read and were dropped, `copies` those left out of training because a
-    held-out row has the same text.
+    `bad` counts the rows that could not be read and were dropped, `long` those with too many tokens, `copies` those
+    left out of training because a held-out row has the same text.
     """
 
     train: datasets.Dataset
     held_out: datasets.Dataset
     bad: int
+    long: int
     copies: int
 
 
 @dataclass(slots=True)
 class _Reader:
-    """Turns rows into conversations, and stops at a bad row or counts it."""
+    """Turns rows into conversations: stops at a bad row or counts it, leaves out those that do not fit and counts."""
 
     on_bad_row: OnBadRow = "error"
+    fits: Callable[[Conversation], bool] = lambda _: True
     bad: int = 0
+    long: int = 0
     first: str = ""  # what the first bad row was
 
     def convert(self, rows: Numbered, read: Callable[[Any], list[Conversation]]) -> Iterator[Conversation]:
@@ -59,9 +62,16 @@ class _Reader:
                 self.bad += 1
                 self.first = self.first or f"{place}: {error}"
 
+    def select(self, rows: Iterable[Conversation]) -> Iterator[Conversation]:
+        for row in rows:
+            if self.fits(row):
+                yield row
+            else:
+                self.long += 1
 
-def load_training_rows(section: DataSection) -> TrainingRows:
-    """Return the rows of a recipe.
+
+def load_training_rows(section: DataSection, fits: Callable[[Conversation], bool] = lambda _: True) -> TrainingRows:
+    """Return the rows of a recipe, without those that do not `fits`.
 
     A set with a validation split of its own gives that. Otherwise `validation_rows` rows of different texts are drawn
     by `data.seed`. Rows to train on that have the text of a held-out row are left out. Then the sources are weighted
@@ -70,8 +80,8 @@ def load_training_rows(section: DataSection) -> TrainingRows:
     Raises:
         MiloraError: a set or a file does not exist, a row cannot be read, or there are too few rows.
     """
-    reader, sources = _Reader(section.on_bad_row), section.each_source()
-    tables = [_as_table(_read_training(source, reader)) for source in sources]
+    reader, sources = _Reader(section.on_bad_row, fits), section.each_source()
+    tables = [_as_table(reader.select(_read_training(source, reader))) for source in sources]
     digests = [digest_texts(table, section.seed) for table in tables]
     own = _read_validation(section, reader)
     _check_count(section, digests, reader, held_out=section.validation_rows if own is None else 0)
@@ -91,7 +101,7 @@ def load_training_rows(section: DataSection) -> TrainingRows:
     indices = list(chain.from_iterable(drawn))
     train = rows.select(shuffle(indices, section.seed) if section.sources else indices)
     copies = sum(digest in taken for digest in found) - (len(held_out) if own is None else 0)
-    return TrainingRows(_take(train, section.rows), held_out, reader.bad, copies)
+    return TrainingRows(_take(train, section.rows), held_out, reader.bad, reader.long, copies)
 
 
 def load_rows(name: str, split: Split, data_dir: str | None) -> list[Conversation]:
@@ -145,6 +155,7 @@ def _check_hub_keys(section: DataSection) -> None:
 
 def _check_count(section: DataSection, digests: list[list[bytes]], reader: _Reader, *, held_out: int) -> None:
     dropped = f"; {reader.bad} bad rows were dropped, the first was {reader.first}" if reader.bad else ""
+    dropped += f"; {reader.long} have more than data.max_tokens={section.max_tokens} tokens" if reader.long else ""
     for source, found in zip(section.each_source(), digests, strict=True):
         if not found:
             raise MiloraError(f"data.name={source.title} has no rows{dropped}", "name a file or a set with rows")
@@ -188,9 +199,9 @@ def _read_training(source: DataSection, reader: _Reader) -> Iterable[Conversatio
 def _read_validation(section: DataSection, reader: _Reader) -> datasets.Dataset | None:
     """The validation split of a set that has one; None of other sets and of several sources."""
     if section.title == EMBEDDED:
-        return _as_table(write_problems("validation", section.validation_rows))
+        return _as_table(reader.select(write_problems("validation", section.validation_rows)))
     if section.title in NAMED_SETS and "validation" in NAMED_SETS[section.title].files:
-        return _as_table(_read_split(section.title, "validation", section.data_dir, reader))
+        return _as_table(reader.select(_read_split(section.title, "validation", section.data_dir, reader)))
     return None
 
 
@@ -218,7 +229,7 @@ def _read_training_split(name: str, data_dir: str | None, reader: _Reader) -> It
     rows = _read_split(name, "train", data_dir, reader)
     if "test" not in NAMED_SETS[name].files:
         return rows
-    test = {row.question for row in load_rows(name, "test", data_dir)}
+    test = {row.question for row in _read_split(name, "test", data_dir, _Reader(reader.on_bad_row))}
     return (row for row in rows if row.question not in test)
 
 
@@ -231,7 +242,8 @@ def _read_split(name: str, split: Split, data_dir: str | None, reader: _Reader) 
         if not isinstance(row, Mapping):
             raise BadRowError(f"the row is {describe(row)}, not an object of columns")
         try:
-            return [named.read(row)]
+            conversation = named.read(row)
+            return [conversation] if conversation else []
         except KeyError as error:
             raise MiloraError(
                 f"rows of {name} ({split}) have no column {error}: they have {', '.join(row)}",

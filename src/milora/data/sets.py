@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from milora.data.conversation import Conversation
-from milora.data.formats import BadRowError, describe, text_of
+from milora.data.formats import BadRowError, describe, read_conversations, text_of
 from milora.data.instruction import join_levels, read_follow_bench, read_ifeval, read_mt_bench
 
 Split = Literal["train", "validation", "test"]
-Read = Callable[[Mapping[str, Any]], Conversation]
+Read = Callable[[Mapping[str, Any]], Conversation | None]
 
 LLM_ADAPTERS = (
     "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/816657208af4db747803f87ba40a4c71383fed7a/"
@@ -25,8 +25,8 @@ MILORA_AUTHORS = "https://raw.githubusercontent.com/sufenlp/MiLoRA/4740756d5d747
 class NamedSet:
     """`remote` holds, per split, what `datasets.load_dataset` is called with; it is empty if only local files are read.
 
-    `read` turns a row into a conversation, with the fields that the set's benchmark grades by. `join` goes through all
-    conversations of a split, where some belong together.
+    `read` turns a row into a conversation, with the fields that the set's benchmark grades by; None: the set leaves the
+    row out. `join` goes through all conversations of a split, where some belong together.
     """
 
     read: Read
@@ -35,8 +35,8 @@ class NamedSet:
     join: Callable[[Iterable[Conversation]], Iterator[Conversation]] | None = None
 
 
-def _hub(name: str, *splits: Split, config: str | None = None) -> dict[Split, dict[str, Any]]:
-    return {split: {"path": name, "name": config, "split": split} for split in splits}
+def _hub(name: str, *splits: Split, config: str | None = None, kind: str = "") -> dict[Split, dict[str, Any]]:
+    return {split: {"path": name, "name": config, "split": f"{split}{kind}"} for split in splits}
 
 
 def _file(address: str, split: Split) -> dict[Split, dict[str, Any]]:
@@ -63,7 +63,7 @@ def _read_mawps(row: Mapping[str, Any]) -> Conversation:
     return Conversation.of_turn(_cell(row, "original_text"), f"{equation} = {number:g}. The answer is: {number:g}")
 
 
-def _read_math(row: Mapping[str, Any]) -> Conversation:
+def _read_math(row: Mapping[str, Any]) -> Conversation | None:
     if "instruction" in row:  # as the authors carry it
         return read_turn("instruction", "output")(row)
     return read_turn("problem", "solution")(row)
@@ -78,6 +78,19 @@ def _read_instruction(row: Mapping[str, Any]) -> Conversation:
 def read_turn(question: str, answer: str) -> Read:
     """Return a reader of rows whose question and answer are in these columns."""
     return lambda row: Conversation.of_turn(_cell(row, question), _cell(row, answer))
+
+
+def _read_first_block(row: Mapping[str, Any]) -> Conversation | None:
+    """LoRA-GA's rule: an answer ends with its first block of code, closed if need be; one without any is left out."""
+    before, fence, rest = _cell(row, "answer").partition("```")
+    if not fence:
+        return None
+    return Conversation.of_turn(_cell(row, "query"), before + fence + rest.partition(fence)[0] + fence)
+
+
+def _read_chosen(row: Mapping[str, Any]) -> Conversation:
+    """The preferred conversation of a pair."""
+    return read_conversations({"chosen": row["chosen"], "rejected": None})[0]
 
 
 def _read_humaneval(row: Mapping[str, Any]) -> Conversation:
@@ -165,6 +178,19 @@ NAMED_SETS: dict[str, NamedSet] = {
         read_turn("query", "answer"),
         {"train": "code/CodeFeedback-Filtered-Instruction.jsonl"},
         _hub("m-a-p/CodeFeedback-Filtered-Instruction", "train"),
+    ),
+    "codefeedback_first_block": NamedSet(
+        _read_first_block,
+        {"train": "code/CodeFeedback-Filtered-Instruction.jsonl"},
+        _hub("m-a-p/CodeFeedback-Filtered-Instruction", "train"),
+    ),
+    "ultrafeedback": NamedSet(
+        _read_chosen,
+        {
+            "train": "instruction/chat/ultrafeedback_binarized_train350.jsonl.gz",
+            "test": "instruction/chat/ultrafeedback_binarized_test100.jsonl",
+        },
+        _hub("HuggingFaceH4/ultrafeedback_binarized", "train", "test", kind="_sft"),
     ),
     "code_alpaca": NamedSet(
         _read_instruction, {"train": "instruction/code_alpaca_2k.json"}, _hub("sahil2801/CodeAlpaca-20k", "train")

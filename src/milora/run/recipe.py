@@ -88,6 +88,9 @@ class DataSection(Section):
     revision: str | None = None
     question_column: str = "question"  # other names than these go before the known formats
     answer_column: str = "answer"
+    max_tokens: Positive | None = (
+        None  # leave out longer rows before anything else; None: training.max_length cuts them
+    )
     rows: Positive | None = None  # use the first N; None: all
     validation_rows: Annotated[int, Field(ge=0, le=LARGEST)] = 64  # held out of training
     seed: Seed = 0  # draws the held-out rows, and of weighted sources the others

@@ -9,8 +9,8 @@ from milora.method.options import TemplateName
 class TokenReport:
     """What tokenizing did: rows, tokens, trained tokens; rows cut at the length, rows dropped as no answer fitted.
 
-    Before that, `bad` rows were dropped because they could not be read, and `copies` left out because a held-out row
-    has the same text.
+    Before that, `bad` rows were dropped because they could not be read, `long` rows left out because they have more
+    tokens than `data.max_tokens`, and `copies` because a held-out row has the same text.
     """
 
     rows: int
@@ -19,6 +19,7 @@ class TokenReport:
     truncated: int
     dropped: int
     bad: int = 0
+    long: int = 0
     copies: int = 0
 
 

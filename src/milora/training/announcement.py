@@ -33,6 +33,7 @@ def _count(rows: int, report: TokenReport) -> str:
         "cut": report.truncated,
         "dropped for their length": report.dropped,
         "dropped as bad": report.bad,
+        "left out as longer than data.max_tokens": report.long,
         "left out as copies of held-out rows": report.copies,
     }
     said = ", ".join(f"{count:,} {what}" for what, count in lost.items() if count)

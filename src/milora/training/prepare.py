@@ -103,16 +103,19 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
 
 def _tokenize(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
     settings, name = recipe.training, choose_template(recipe.data.template, lambda: tokenizer)
-    rows = load_training_rows(recipe.data)
+    template, limit = resolve_template(name, lambda: tokenizer), recipe.data.max_tokens
+    rows = load_training_rows(
+        recipe.data, lambda row: limit is None or len(template.encode(tokenizer, row).ids) <= limit
+    )
     tokenize = partial(
         tokenize_rows,
-        template=resolve_template(name, lambda: tokenizer),
+        template=template,
         tokenizer=tokenizer,
         max_length=settings.max_length,
         loss_on=settings.loss_on,
     )
     train, report = tokenize(rows.train)
-    report = replace(report, bad=rows.bad, copies=rows.copies)
+    report = replace(report, bad=rows.bad, long=rows.long, copies=rows.copies)
     if not len(rows.held_out):
         return Rows(train, None, name, report, None)
     held_out, held_out_report = tokenize(rows.held_out, what="held-out rows")
