@@ -93,3 +93,15 @@ def test_held_out_rows_without_room(tokenize, monkeypatch):
 def test_rows_without_room_are_told_apart_from_held_out_ones(tokenize):
     with pytest.raises(MiloraError, match=r"all 2 rows are dropped: no answer begins within training\.max_length=4"):
         tokenize("training.max_length=4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "template"), [("instruct-smoke", "tulu"), ("instruct-chat-smoke", "chat")])
+def test_the_smoke_recipes_of_the_instruction_track(name, template, data_dir):
+    recipe = load_recipe(name, [f"data.data_dir={data_dir}"])
+    tokenizer = load_tokenizer(recipe.model)
+    rows = _tokenize(recipe, tokenizer)
+    assert (rows.template, len(rows.train), len(rows.held_out)) == (template, 48, 16)
+    # No answer is cut: each ends with the token that ends a turn.
+    assert rows.report.truncated == 0 and 0 < rows.report.long < 350
+    assert all(tokenizer.eos_token_id in row["labels"][-2:] for row in rows.train)
