@@ -20,7 +20,8 @@ class Comparison(Section):
     """What is compared. An arm is a list of overrides of the recipe; nothing is copied.
 
     `arm_learning_rates` replaces the grid for the arms that it names. `paper` has the paper's figures, in percent,
-    {arm: {task: figure}}, and `differs` says how this comparison differs from the paper's.
+    {arm: {task: figure}}, where task/metric is a metric that is not the task's headline; `differs` says how this
+    comparison differs from the paper's.
     """
 
     name: Name

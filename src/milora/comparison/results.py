@@ -12,7 +12,7 @@ from milora.comparison.statistics import Interval, interval_of_mean, interval_of
 from milora.evaluation.benchmarks import GROUPS
 from milora.evaluation.evaluate import find_scores, locate_samples
 from milora.evaluation.forgetting import CROSS_ENTROPY, FLOOR, FORGETTING
-from milora.evaluation.scores import Scores, read_samples
+from milora.evaluation.scores import Metric, Scores, read_samples
 from milora.evaluation.target import Target, target_of_run
 from milora.run.recipe import EvaluationSection
 from milora.run.records import Divergence, StepLoss, TrainingRecord
@@ -30,12 +30,16 @@ COSTS = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One arm at one learning rate, over those of its seeds that are finished."""
+    """One arm at one learning rate, over those of its seeds that are finished.
+
+    `scores` are the headlines by task, `metrics` the others by task/metric.
+    """
 
     learning_rate: float
     seeds: list[int]
     validation_loss: Interval
     scores: dict[str, Interval]
+    metrics: dict[str, Interval]
     forgetting: Interval | None
     costs: dict[str, float]
     losses: list[StepLoss]
@@ -70,7 +74,8 @@ class Results:
     """What the finished runs show.
 
     `texts` counts the different texts on which forgetting was measured; `floor` is the cross-entropy of a model that
-    forgot nothing, None if it was not measured, or on several texts.
+    forgot nothing, None if it was not measured, or on several texts. `base` has the headlines by task, and the other
+    metrics by task/metric.
     """
 
     base: dict[str, Interval]
@@ -137,10 +142,16 @@ def _read_base(finished: Sequence[_Finished]) -> dict[str, Interval]:
         if run.cell.scores_base:
             found = find_scores(target_of_run(run.cell.run).base, run.cell.run.recipe.evaluation)
             return {
-                scores.task: Interval(scores.headline.value, *(scores.headline.interval or (None, None)))
+                name: Interval(metric.value, *(metric.interval or (None, None)))
                 for scores in found
+                for name, metric in [(scores.task, scores.headline), *_others(scores).items()]
             }
     return {}
+
+
+def _others(scores: Scores) -> dict[str, Metric]:
+    """The metrics that are not the headline, by task/metric."""
+    return {f"{scores.task}/{name}": metric for name, metric in scores.metrics.items() if name != scores.primary}
 
 
 def _read_text(cell: Cell) -> tuple[str, ...]:
@@ -168,6 +179,7 @@ def _collect_point(rate: float, runs: Sequence[_Finished], initialization_second
         seeds=[run.cell.seed for run in runs],
         validation_loss=interval_of_mean(losses),
         scores={task: _collect_score(task, runs) for task in tasks},
+        metrics=_collect_metrics(tasks, runs),
         forgetting=interval_of_mean([found.metrics[CROSS_ENTROPY].value for found in forgotten]) if forgotten else None,
         costs=_mean_costs([_read_costs(run.training, initialization_seconds) for run in runs]),
         losses=runs[0].training.losses,
@@ -182,6 +194,16 @@ def _collect_score(task: str, runs: Sequence[_Finished]) -> Interval:
         if scores.size:
             return interval_of_scores(scores)
     return interval_of_mean(headlines)
+
+
+def _collect_metrics(tasks: Sequence[str], runs: Sequence[_Finished]) -> dict[str, Interval]:
+    """Over seeds."""
+    values: dict[str, list[float]] = {}
+    for task in tasks:
+        for run in runs:
+            for name, metric in _others(run.scores[task]).items():
+                values.setdefault(name, []).append(metric.value)
+    return {name: interval_of_mean(found) for name, found in values.items() if len(found) == len(runs)}
 
 
 def _read_costs(record: TrainingRecord, initialization_seconds: float) -> dict[str, float]:

@@ -28,10 +28,14 @@ def format_arms(results: Results, comparison: Comparison, form: Format) -> str:
 
 
 def tabulate_arms(results: Results, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows: scores in percent, everything measured with its 95 % interval."""
+    """Return the header and the rows: scores in percent, everything measured with its 95 % interval.
+
+    There is a column for every task's headline, and for every other metric of which the paper has a figure.
+    """
     tasks = list(dict.fromkeys(task for arm in results.arms for task in arm.best.scores))
-    printed = {task for figures in comparison.paper.values() for task in figures}
-    columns = [(task, who) for task in tasks for who in (("ours", "paper") if task in printed else ("ours",))]
+    printed = dict.fromkeys(name for figures in comparison.paper.values() for name in figures)
+    shown = [name for task in tasks for name in (task, *(name for name in printed if name.startswith(f"{task}/")))]
+    columns = [(name, who) for name in shown for who in (("ours", "paper") if name in printed else ("ours",))]
     headers = ["method", "learning rate", "seeds", "validation loss"]
     headers += [f"{task}, %" if who == "ours" else f"{task}, paper" for task, who in columns]
     headers += ["forgetting", "‖ΔW‖", "seconds", "GB", "trainable"]
@@ -41,9 +45,10 @@ def tabulate_arms(results: Results, comparison: Comparison) -> tuple[list[str], 
     for arm in results.arms:
         best = arm.best
         paper = comparison.paper.get(arm.name, {})
+        ours = best.scores | best.metrics
         scores = [
-            _percent(best.scores.get(task)) if who == "ours" else f"{paper[task]:.1f}" if task in paper else "–"
-            for task, who in columns
+            _percent(ours.get(name)) if who == "ours" else f"{paper[name]:.1f}" if name in paper else "–"
+            for name, who in columns
         ]
         seeds = f"{len(best.seeds)}"
         rows.append([arm.name, _rate(arm), seeds, _nats(best.validation_loss), *scores, *_costs(arm)])
