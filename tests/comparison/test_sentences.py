@@ -1,16 +1,20 @@
 """Every sentence of a comparison follows from its data; the runs are made, not trained."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from milora.comparison.grid import plan_grid
 from milora.comparison.plan import load_comparison
 from milora.comparison.results import collect_results
+from milora.evaluation.evaluate import locate_samples
+from milora.evaluation.scores import Metric
+from milora.evaluation.target import target_of_run
 from milora.report.comparison_page import write_results
 from milora.report.figures import Drawing
 from milora.report.sentences import say_what_it_cannot, say_what_it_shows
-from milora.report.tables import format_arms, format_tests, tabulate_points
+from milora.report.tables import format_arms, format_tests, tabulate_arms, tabulate_points
 from tests.made_runs import diverge, finish_cell, make_forgetting, make_run, make_scores
 
 PLAN = {
@@ -182,3 +186,23 @@ def test_averages_of_floats_keep_students_interval(plan):
     results = finish(grid, lambda cell: [0.5, 0.25 + 0.25 * cell.seed, 1.0])
     (score,) = [arm.best.scores["arithmetic"] for arm in results.arms if arm.name == "LoRA"]
     assert score.low is not None and score.low < 0.1 and score.mean == pytest.approx(0.625)
+
+
+def test_other_metrics_are_beside_the_papers_figures_of_them(plan):
+    paper = {"LoRA": {"arithmetic/official": 40.5, "arithmetic": 60}, "MiLoRA": {"arithmetic": 70}}
+    grid = plan(paper=paper, seeds=[0, 1])
+    for cell in grid.cells:
+        run, value = make_run(cell.run), 0.25 + 0.5 * cell.seed
+        for who in (True, False) if cell.scores_base else (False,):
+            target, scores = target_of_run(run), make_scores(run, [1, 0], base=who)
+            target = target.base if who else target
+            metrics = scores.metrics | {"official": Metric(value, None), "unprinted": Metric(0.9, None)}
+            locate_samples(target, "arithmetic", run.recipe.evaluation)[0].write(replace(scores, metrics=metrics))
+        finish_cell(run)
+    headers, rows = tabulate_arms(collect_results(grid), grid.comparison)
+    columns = ["arithmetic, %", "arithmetic, paper", "arithmetic/official, %", "arithmetic/official, paper"]
+    assert headers[4:8] == columns and not any("unprinted" in header for header in headers)
+    assert [row[4].split()[0] for row in rows] == ["50.0"] * 3
+    assert [row[5] for row in rows] == ["–", "60.0", "70.0"]
+    assert [row[6].split()[0] for row in rows] == ["25.0", "50.0", "50.0"]  # of the base; means over two seeds
+    assert [row[7] for row in rows] == ["–", "40.5", "–"]

@@ -79,6 +79,7 @@ PAPER = {  # PROTOCOLS of the paper: rank, alpha, lr, batch, epochs, length, los
     "commonsense-llama2-7b": (32, 32, 3e-4, 16, 3, 256, "all", ["commonsense"]),
     "commonsense-llama3-8b": (32, 32, 3e-4, 16, 3, 256, "all", ["commonsense"]),
     "code-llama2-7b": (8, 8, 2e-5, 128, 1, 1024, "answer", ["humaneval"]),
+    "instruct-llama2-7b": (32, 32, 3e-4, 16, 3, 2048, "answer", []),
 }
 
 
@@ -96,7 +97,8 @@ def test_recipes_of_the_paper(name):
         training.loss_on,
         recipe.evaluation.tasks,
     ) == PAPER[name]
-    assert recipe.evaluation.prompt == "official" and training.weight_decay == 0
+    assert recipe.evaluation.prompt == ("trained" if name.startswith("instruct") else "official")
+    assert training.weight_decay == 0
     assert (training.keep, recipe.data.validation_rows) == (
         ("best", 120) if name.startswith("commonsense") else ("last", 0)
     )
