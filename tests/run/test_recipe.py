@@ -79,7 +79,7 @@ PAPER = {  # PROTOCOLS of the paper: rank, alpha, lr, batch, epochs, length, los
     "commonsense-llama2-7b": (32, 32, 3e-4, 16, 3, 256, "all", ["commonsense"]),
     "commonsense-llama3-8b": (32, 32, 3e-4, 16, 3, 256, "all", ["commonsense"]),
     "code-llama2-7b": (8, 8, 2e-5, 128, 1, 1024, "answer", ["humaneval"]),
-    "instruct-llama2-7b": (32, 32, 3e-4, 16, 3, 2048, "answer", []),
+    "instruct-llama2-7b": (32, 32, 3e-4, 16, 3, 2048, "answer", ["alpaca_eval_2", "ifeval", "follow_bench"]),
 }
 
 
