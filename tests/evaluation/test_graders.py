@@ -14,7 +14,7 @@ from tests.evaluation.table_choices import CHOICES
 from tests.evaluation.table_mathematics import MATHEMATICS
 from tests.evaluation.table_numbers import NUMBERS
 
-SECONDS = 4.0
+SECONDS = 10.0  # as benchmarks grant, on a busy machine too
 
 
 @pytest.mark.parametrize(("completion", "gold", "official", "corrected"), NUMBERS, ids=range(len(NUMBERS)))
