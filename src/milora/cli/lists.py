@@ -1,0 +1,48 @@
+"""What there is: recipes, comparisons, launchers, runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from milora.cli.options import RUNS, Overrides, RecipeName, app
+from milora.comparison.plan import list_comparisons, load_comparison
+from milora.run.launch import list_launchers, locate_launcher
+from milora.run.recipe import list_recipes, load_recipe
+
+
+@app.command("ls")
+def list_() -> None:
+    """List the shipped recipes, comparisons, and launchers."""
+    shipped = {
+        "Recipes, for milora run:": {name: load_recipe(name).description for name in list_recipes()},
+        "Comparisons, for milora compare:": {name: load_comparison(name).description for name in list_comparisons()},
+        'Launchers, for accelerate launch --config_file "$(milora launcher NAME)":': list_launchers(),
+    }
+    for title, found in shipped.items():
+        typer.echo("\n".join([title, *(f"  {name:<24} {description}" for name, description in found.items()), ""]))
+
+
+@app.command()
+def launcher(name: Annotated[str, typer.Argument(metavar="NAME", help="ddp, fsdp2, zero2, or zero3.")]) -> None:
+    """Print the path of a configuration for accelerate launch.
+
+    accelerate launch --config_file "$(milora launcher zero2)" --num_processes 8 -m milora run RECIPE
+    """
+    typer.echo(locate_launcher(name))
+
+
+@app.command()
+def show(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Print every key of a recipe, defaults and overrides resolved."""
+    typer.echo(load_recipe(recipe, overrides or []).to_yaml(every_key=True), nl=False)
+
+
+@app.command("runs")
+def runs_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that contains run directories.")] = RUNS,
+) -> None:
+    """List the runs of a folder, with their state and results."""
+    from milora.report.runs import format_runs, list_runs
+
+    typer.echo(format_runs(list_runs(folder)))
