@@ -10,10 +10,13 @@ from milora.evaluation.evaluate import evaluate, locate_samples
 from milora.evaluation.generation.request import Decoding, Request
 from milora.evaluation.generation.served import PENALTIES, ask_server, connect
 from milora.evaluation.generation.server import ServerBackend
+from milora.evaluation.judges.judge import Question, ask_all
 from milora.evaluation.scores import read_samples
 from milora.evaluation.target import resolve_target
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED, GGUF_FILE
+from milora.run.directory import ScoreFolder
+from milora.run.judge import JudgeSection
 from milora.run.recipe import EvaluationSection, ModelSection
 from tests.served import CONTEXT
 
@@ -87,3 +90,15 @@ def test_answers_carry_log_probabilities(llama_server):
     found = [entry.logprob for entry in first.top_logprobs]
     assert first.top_logprobs[0].token == first.token == answer.choices[0].message.content
     assert len(found) == 5 and found == sorted(found, reverse=True) and 0 < sum(map(math.exp, found)) <= 1
+
+
+def test_a_judge_gives_its_first_tokens_probabilities_and_is_asked_once(llama_server, tmp_path):
+    section = JudgeSection(url=llama_server.url, model=llama_server.model)
+    questions, folder = [Question.of("Which is better? Say m or M.", 1, top_logprobs=5)], ScoreFolder(tmp_path)
+    (answer,) = ask_all(section, questions, folder, agreed=True)
+    assert answer.problem is None and answer.completion_tokens == 1
+    probabilities = [math.exp(value) for _, value in answer.top_logprobs]
+    assert len(probabilities) == 5 and probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1
+    asked = folder.judgments.read_bytes()
+    assert ask_all(section, questions, folder) == [answer]  # without being agreed to, since nothing is asked
+    assert folder.judgments.read_bytes() == asked
