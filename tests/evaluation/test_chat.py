@@ -218,7 +218,8 @@ def _ask(speaker, *texts, system=None):
 
 def _complete(target, tokenizer, template, question, new=12):
     """The completion that evaluation makes."""
-    backend = LocalBackend(target.load(), tokenizer, 1, template)
+    backend = LocalBackend(target.load(), tokenizer, 1)
+    backend.end_turns_of(template)
     ids = template.encode_prompt(tokenizer, Conversation.of_turn(question, "x").prompt)
     (found,) = backend.complete([Request("", tuple(ids), Decoding(new, template.stops))], ())
     return found[0]
