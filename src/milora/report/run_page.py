@@ -95,7 +95,7 @@ def _pair_samples(run: RunDirectory, base: Scores, trained: Scores) -> list[Pair
 
 
 def _is_right(sample: Sample, scores: Scores) -> bool | None:
-    """None for a task whose score is no grade of a sample, or a grade that is not right or wrong."""
+    """None for a task whose score is not a grade of a sample, or a grade that is not right or wrong."""
     grade = sample.grades.get(scores.primary)
     return None if grade is None or scores.unit != "share" or grade.score not in (0, 1) else grade.score == 1
 

@@ -1,4 +1,4 @@
-"""A conversation that goes on: its turns, what fits, and what was said when an answer was stopped."""
+"""A conversation of several turns: its turns, what fits, and what was said when an answer was stopped."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
