@@ -101,7 +101,7 @@ def run_all(run: RunDirectory, *, yes: bool = False) -> Finished | None:
         MiloraError: something that the recipe names does not exist, or does not fit; before training where that can
             be known.
     """
-    check_evaluation(run.recipe, yes)
+    check_evaluation(run.recipe, yes=yes)
     with _working_on(run):
         scores = _train_and_score(run, baseline=True, yes=yes)
         if not is_main_process():
@@ -154,7 +154,7 @@ def _train_and_score(run: RunDirectory, *, baseline: bool, yes: bool, cache: Pat
 def _run_missing(grid: Grid, jobs: int, scheduler: Scheduler, gpus: float, yes: bool) -> list[str]:
     missing = grid.missing()
     for recipe in {_what_is_scored(cell): cell.run.recipe for cell in missing}.values():
-        check_evaluation(recipe, yes, asks=False)
+        check_evaluation(recipe, yes=yes, asks=False)
     waiting, labels = [], {}
     for number, cell in enumerate(missing):
         file = grid.write_recipe(cell, number)

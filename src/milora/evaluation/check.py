@@ -17,13 +17,13 @@ from milora.models.base import context_length, load_tokenizer
 from milora.run.recipe import EvaluationSection, Recipe
 
 
-def check_evaluation(recipe: Recipe, yes: bool, *, asks: bool = True) -> None:
+def check_evaluation(recipe: Recipe, *, yes: bool = False, asks: bool = True) -> None:
     """Raise unless the recipe's tasks can be scored, as far as that can be known before training is paid for.
 
     `yes` agrees to what a judge costs; a process that `asks` can ask for that in its terminal.
     """
     section = recipe.evaluation
-    check_tasks(section, yes, asks=asks)
+    check_tasks(section, yes=yes, asks=asks)
     tasks = expand(section)
     if not tasks and not section.forgetting.blocks:
         return
@@ -37,7 +37,7 @@ def check_evaluation(recipe: Recipe, yes: bool, *, asks: bool = True) -> None:
     check_text(section.forgetting, tokenizer, context)
 
 
-def check_tasks(section: EvaluationSection, yes: bool, *, asks: bool = True) -> None:
+def check_tasks(section: EvaluationSection, *, yes: bool = False, asks: bool = True) -> None:
     """Raise unless all tasks exist and may run; see `check_evaluation`."""
     names = expand(section)
     judged = [name for name in names if name in BENCHMARKS and BENCHMARKS[name].judged]

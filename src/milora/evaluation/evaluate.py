@@ -45,7 +45,7 @@ def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = Fal
         MiloraError: a task does not exist, its data is not there, or it runs code and that is not allowed.
     """
     targets = [target.base, target] if baseline and target.who != "base" else [target]
-    check_tasks(section, yes)
+    check_tasks(section, yes=yes)
     with locked(target.folder):
         for one in targets:
             _forget_anonymous(one, section)
