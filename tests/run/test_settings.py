@@ -210,3 +210,10 @@ def test_the_paths_of_several_sources_are_those_of_the_recipes_folder(tmp_path):
     assert [source.name for source in sources] == [str(tmp_path / "rows.jsonl"), "arithmetic"]
     with pytest.raises(MiloraError, match=r"data\.sources\.0\.wight is not a key: did you mean weight"):
         load_recipe("quickstart", ["data.sources=[{name: gsm8k, wight: 2}]"])
+
+
+def test_a_key_with_dots_is_a_key_of_the_command_line(tmp_path):
+    path = tmp_path / "dots.yaml"
+    path.write_text("extends: quickstart\nevaluation.limit: 8\n")
+    with pytest.raises(MiloraError, match=r"evaluation.limit is not a key: in a file, write evaluation: {limit: …}"):
+        load_recipe(str(path))

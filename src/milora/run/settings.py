@@ -112,9 +112,10 @@ def _explain(error: ValidationError, schema: type[Section]) -> str:
     """Everything that a validation found, in one line, with the keys that were probably meant."""
     found: dict[str, list[str]] = {}
     for entry in error.errors():
-        key = ".".join(str(part) for part in entry["loc"] if not KIND.search(str(part)))
+        parts = [str(part) for part in entry["loc"] if not KIND.search(str(part))]
+        key = ".".join(parts)
         if entry["type"] == "extra_forbidden":
-            found[f"{key} {_suggest(key, schema)}"] = []
+            found[f"{key} {_suggest(parts, schema)}"] = []
         else:
             found.setdefault(f"{key}: " if key else "", []).append(entry["msg"].removeprefix("Value error, "))
     return "; ".join(key + " or ".join(messages) for key, messages in found.items())
@@ -124,11 +125,14 @@ def _explain(error: ValidationError, schema: type[Section]) -> str:
 KIND = re.compile(r"^constrained-|^\w+\[")
 
 
-def _suggest(key: str, schema: Any) -> str:
+def _suggest(parts: Sequence[str], schema: Any) -> str:
     """What follows a key that does not exist."""
+    key = ".".join(parts)
     if key in RENAMED:
         return f"is now called {RENAMED[key]}"
-    *sections, last = key.split(".")
+    *sections, last = parts
+    if "." in last:
+        return f"is not a key: in a file, write {last.replace('.', ': {')}: …{'}' * last.count('.')}"
     for part in sections:
         # A number is a place in a list of sections.
         schema = get_args(schema)[0] if part.isdigit() else schema.model_fields[part].annotation
