@@ -12,7 +12,7 @@ import time
 import pytest
 from transformers import TrainerCallback
 
-from milora.evaluation import evaluate as evaluation
+from milora.evaluation import posing
 from milora.method import factors
 from milora.run.directory import create_run
 from milora.run.interruption import on_signal
@@ -112,7 +112,7 @@ def _interrupt(*_, **__):
 
 def test_interrupted_elsewhere_it_says_one_sentence(finished, small_model, call, monkeypatch, tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(evaluation, "complete_all", _interrupt)
+    monkeypatch.setattr(posing, "complete_all", _interrupt)
     code, _, err = call("eval", finished[1], "--limit", "2")
     said = "stopped: what is finished is kept\nto go on: milora {}\n"
     assert code == 130 and err.endswith(said.format(f"eval {finished[1]} --limit 2"))

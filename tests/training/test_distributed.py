@@ -148,23 +148,26 @@ def test_run_says_and_writes_everything_once(recipe, alone, tmp_path):
 
 
 def _launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "milora"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
+    """Run `milora ARGUMENTS` on two processes, each in the folder that its rank names."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command += ["bash", "-c", 'cd $RANK && exec "$@"', "bash", sys.executable, "-m", "milora", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["training.batch_size=5"], "training.batch_size 5 is that of all 2 processes together"),
-        # Resolved by each process for itself: the second one's file is not there.
-        (["data.name=rows-${oc.env:RANK}.jsonl"], "the file does not exist"),
+        (["data.name=./rows.jsonl"], "the file does not exist"),
     ],
     ids=["on both", "on one"],
 )
 def test_an_error_ends_all_processes_and_is_said_once(overrides, message, recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows-0.jsonl").write_text('{"question": "1", "answer": "2"}\n' * 20)
-    done = _launch("train", recipe, *overrides, "--runs", "runs")
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+    (tmp_path / "0" / "rows.jsonl").write_text('{"question": "1", "answer": "2"}\n' * 20)
+    done = _launch("train", recipe, *overrides, "--runs", str(tmp_path / "runs"))
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
     assert len(said) == 2 and message in said[0], done.stderr
