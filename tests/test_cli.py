@@ -354,7 +354,7 @@ def test_what_the_system_refuses_has_a_hint_of_its_own(call, monkeypatch, error,
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(cli, "load_recipe", fail)
+    monkeypatch.setattr(cli.lists, "load_recipe", fail)
     code, _, err = call("show", "quickstart")
     first, second = err.splitlines()
     assert code == 2 and first.startswith("error: ") and message in first and second.startswith(f"hint: {hint}")
