@@ -29,7 +29,13 @@ from tests.served import LlamaServer, serving
 
 # Whatever trains, starts processes, or decomposes large matrices takes seconds; `make check` leaves it out.
 SLOW_FIXTURES = {"small_recipe", "recipe", "start", "browser", "llama_server"}
-SLOW_FILES = {"test_decomposition.py", "test_sandbox.py", "test_parity.py", "test_conversion.py"}
+SLOW_FILES = {
+    "test_decomposition.py",
+    "test_sandbox.py",
+    "test_parity.py",
+    "test_template_parity.py",
+    "test_conversion.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -233,6 +233,7 @@ OPINIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 4])
 def test_greedy_is_greedy_whatever_the_model_wants(small_model, beams):
     target = resolve_target(str(small_model), "float32")
@@ -341,6 +342,7 @@ def _save_with_new_tokens(model, folder, **options):
     return tuned
 
 
+@pytest.mark.slow
 def test_an_adapter_with_a_larger_vocabulary_is_scored_with_it(load_small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tuned = _save_with_new_tokens(load_small(), tmp_path / "adapter", save_embedding_layers=True)
