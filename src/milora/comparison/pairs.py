@@ -23,7 +23,7 @@ class Graded:
 
     @property
     def mean(self) -> float:
-        """Not a number if there is no score."""
+        """NaN if there is no score."""
         known = [score for score in self.scores if score is not None]
         return fmean(known) if known else math.nan
 

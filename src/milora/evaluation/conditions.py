@@ -46,10 +46,8 @@ def settings_of(target: Target, name: str, section: EvaluationSection) -> Settin
 
 def locate(target: Target, name: str, settings: Settings) -> ScoreFolder:
     """Return the folder of a target's scores on a task under these settings."""
-    content = asdict(settings)
-    if settings.judge is None:
-        del content["judge"]  # what was scored before there were judges is found
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    content = json.dumps(asdict(settings), sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     return locate_scores(target.folder, target.who, title_of(name), digest)
 
 

@@ -93,10 +93,14 @@ def _forget_anonymous(target: Target, section: EvaluationSection) -> None:
 
     What a killed evaluation left is not finished, and resumes.
     """
+    if not section.url:
+        return
     for name in expand(section):
         served = served_by(target, name, section)
+        if served is None or served.identity is not None:
+            continue
         folder = _folder(target, name, section)
-        if served is not None and served.identity is None and folder.has(Scores) and is_main_process():
+        if folder.has(Scores) and is_main_process():
             print(
                 f"{name} is scored again: the server at {section.url} does not say what {target.served} is, so that "
                 "earlier completions may be another model's",

@@ -82,6 +82,16 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_whole_lines(path: Path) -> Iterator[Any]:
+    """Yield what each line of a JSON Lines file contains; a line that a kill left half-written is left out."""
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        yield content
+
+
 def hash_file(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:

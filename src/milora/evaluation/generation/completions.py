@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from milora.evaluation.generation.request import Backend, Completion, Request
-from milora.method.files import format_json
+from milora.method.files import format_json, read_whole_lines
 from milora.run.directory import ScoreFolder
 from milora.run.launch import processes
 
@@ -61,11 +61,7 @@ def complete_all(backend: Backend, requests: Sequence[Request], folder: ScoreFol
 def _read_known(files: Sequence[Path], digests: Sequence[str]) -> dict[int, Completion]:
     known: dict[int, Completion] = {}
     for file in files:
-        for line in file.read_text(encoding="utf-8").split("\n"):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        for entry in read_whole_lines(file):
             if entry["index"] < len(digests) and entry["request"] == digests[entry["index"]]:
                 known[entry["index"]] = Completion(entry["completion"], entry["ended"])
     return known

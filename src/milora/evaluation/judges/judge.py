@@ -16,7 +16,7 @@ from milora.data.conversation import Message, Text
 from milora.evaluation.generation.served import connect
 from milora.evaluation.judges.cost import agree_to_cost
 from milora.method.errors import MiloraError
-from milora.method.files import format_json
+from milora.method.files import format_json, read_whole_lines
 from milora.run.directory import ScoreFolder
 from milora.run.judge import JudgeSection
 
@@ -191,14 +191,8 @@ def _store(stream: TextIO, digest: str, found: _Stored) -> None:
 def _read_stored(folder: ScoreFolder) -> dict[str, _Stored]:
     if not folder.judgments.is_file():
         return {}
-    known = {}
-    for line in folder.judgments.read_text(encoding="utf-8").split("\n"):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        known[entry["request"]] = _Stored(entry["status"], entry["body"])
-    return known
+    entries = read_whole_lines(folder.judgments)
+    return {entry["request"]: _Stored(entry["status"], entry["body"]) for entry in entries}
 
 
 def _digest(section: JudgeSection, question: Question) -> str:
