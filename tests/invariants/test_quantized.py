@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import milora
 from milora import MiloraError
-from milora.method.variant import read_weight
+from milora.method.variant.weights import read_weight
 from milora.models.base import attach_adapter, load_model
 from milora.models.export import export_run
 from milora.run.directory import locate_export, open_run

@@ -15,8 +15,8 @@ from milora.data.templates import choose_template
 from milora.method.errors import MiloraError
 from milora.method.export import replace_by_lora
 from milora.method.files import read_json
-from milora.method.layers import MARKS
 from milora.method.options import Dtype, Form, TemplateName
+from milora.method.variant.config import MiloraConfig
 from milora.models.base import attach_adapter, load_model, load_tokenizer, read_adapter_config
 from milora.run.directory import NOTHING, Permissions, RunDirectory, is_run, open_run, run_of_checkpoint, run_of_export
 from milora.run.identity import hash_local, identify_model
@@ -90,9 +90,9 @@ class Target:
                 "save it with save_embedding_layers=True",
             )
         config = tuned.active_peft_config
-        if type(config) is not LoraConfig or config.use_dora or self.form == "residual":
+        if type(config) not in (LoraConfig, MiloraConfig) or config.use_dora or self.form == "residual":
             return tuned
-        if config.init_lora_weights in MARKS:
+        if isinstance(config, MiloraConfig):
             tuned = replace_by_lora(tuned)
         for name, parameter in tuned.named_parameters():
             if "lora_" in name:

@@ -12,7 +12,8 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from milora.method.variant import IntactVariant, base_weight, find_variant, update_factors
+from milora.method.variant.linear import IntactVariant, find_variant, update_factors
+from milora.method.variant.weights import base_weight
 
 
 def measure_spectra(model: nn.Module, count: int = 4) -> dict[str, list[float]]:

@@ -1,6 +1,5 @@
 """Exports a trained adapter to formats that other tools load: an ordinary LoRA, or a residual model and adapter."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from milora.method.errors import MiloraError
 from milora.method.files import filling
-from milora.method.layers import lora_config, milora_layers
-from milora.method.variant import INITIAL_A, INITIAL_B, trained_factors, update_factors
+from milora.method.layers import milora_layers
+from milora.method.variant.config import lora_config, make_ordinary_config
+from milora.method.variant.linear import INITIAL_A, INITIAL_B, update_factors
+from milora.method.variant.weights import trained_factors
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +168,7 @@ def _compress(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, floa
 
 def _ordinary(config: LoraConfig) -> LoraConfig:
     """Return a copy of the adapter's config that plain PEFT can load."""
-    config = deepcopy(config)
-    config.init_lora_weights = True
+    config = make_ordinary_config(config)
     config.inference_mode = True
     return config
 

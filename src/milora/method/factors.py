@@ -23,7 +23,7 @@ from milora.method.decomposition import Factors, check_rank, decompose_weight
 from milora.method.errors import MiloraError
 from milora.method.files import view_bytes
 from milora.method.options import Components, Weighting
-from milora.method.variant import base_weight, weight_shape
+from milora.method.variant.weights import base_weight, weight_shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,13 @@ from torch import Tensor
 from milora.method.decomposition import Factors
 from milora.method.errors import MiloraError
 from milora.method.factors import Choice, check_same_factors, decompose_layers, decompose_together
-from milora.method.layers import MARK, MARKS, check_base, lora_config, ready_layers, tied_weights
+from milora.method.layers import check_base, ready_layers, tied_weights
 from milora.method.options import Components, Form, Weighting
 from milora.method.solver.certificate import Certificate
-from milora.method.variant import attach_factors, base_weight, read_weight, trained_factors
+from milora.method.variant.config import MiloraConfig, lora_config, make_milora_config
+from milora.method.variant.linear import attach_factors
+from milora.method.variant.residual import attach_residual
+from milora.method.variant.weights import base_weight, read_weight, trained_factors
 
 VANISHING = 1e-3  # relative to the largest singular value: below it, B₀ and A₀ are too small to train
 
@@ -156,16 +159,20 @@ def start_layers(
     layers: dict[str, LoraLinear],
     factors: dict[str, tuple[Tensor, Tensor]],
     form: Form,
-    mark: str = MARK,
+    *,
+    certified: bool = True,
 ) -> dict[str, float]:
-    """Attach (A₀, B₀) to each layer and mark the adapter; return the rounding errors of residual weights."""
+    """Attach (A₀, B₀) to each layer and give the adapter its own config; return the errors of residual weights."""
     tied = tied_weights(model)
-    rounding_errors = {
-        name: attach_factors(layer, adapter_name, *factors[name], form=form, tied=id(base_weight(layer)) in tied)
-        for name, layer in layers.items()
-    }
-    # The mark in the saved config says that the adapter needs its initial factors. PEFT annotates only its own words.
-    lora_config(model, adapter_name).init_lora_weights = mark  # type: ignore[assignment]
+    rounding_errors = dict.fromkeys(layers, 0.0)
+    for name, layer in layers.items():
+        is_tied = id(base_weight(layer)) in tied
+        if form == "intact":
+            attach_factors(layer, adapter_name, *factors[name], tied=is_tied)
+        else:
+            rounding_errors[name] = attach_residual(layer, adapter_name, *factors[name], tied=is_tied)
+    config = lora_config(model, adapter_name)
+    model.peft_config[adapter_name] = make_milora_config(config, adapter_name, certified=certified)
     # PEFT has no hook there, and reads lora_A and lora_B directly. A partial, because deepcopy follows its arguments.
     model.base_model.add_weighted_adapter = partial(_combine_ordinary, model)  # type: ignore[assignment]
     return rounding_errors
@@ -173,7 +180,7 @@ def start_layers(
 
 def _combine_ordinary(model: PeftModel, adapters: list[str], *args: Any, **kwargs: Any) -> None:
     for name in adapters:
-        if name in model.peft_config and lora_config(model, name).init_lora_weights in MARKS:
+        if isinstance(model.peft_config.get(name), MiloraConfig):
             raise MiloraError(
                 f"add_weighted_adapter would combine s·BA of adapter {name!r} without its −s·B₀A₀",
                 "save it with save_milora_as_lora, load the result as an ordinary adapter and combine that",

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import cast, get_args
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from peft.utils import PeftType
@@ -13,20 +13,10 @@ from torch.distributed.tensor import DTensor
 
 from milora.method.errors import MiloraError
 from milora.method.options import Form
-from milora.method.variant import (
-    IntactVariant,
-    base_weight,
-    find_variant,
-    has_residual,
-    is_quantized,
-    read_weight,
-    trained_factors,
-)
-
-MARK = "milora"  # init_lora_weights of an adapter that needs its initial factors: plain PEFT refuses the name
-# The same for factors without a relation to the weight (LoRA-GA's): a wrong base cannot be detected from them.
-UNCERTIFIED = "milora-uncertified"
-MARKS = (MARK, UNCERTIFIED)
+from milora.method.variant.config import lora_config
+from milora.method.variant.linear import IntactVariant, find_variant
+from milora.method.variant.residual import has_residual
+from milora.method.variant.weights import base_weight, is_quantized, read_weight, trained_factors
 
 
 def ready_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, LoraLinear]:
@@ -89,13 +79,6 @@ def _linear_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]
     return layers
 
 
-def lora_config(model: PeftModel, adapter_name: str) -> LoraConfig:
-    """Return the config of a LoRA adapter."""
-    config = model.peft_config[adapter_name]
-    assert isinstance(config, LoraConfig)
-    return config
-
-
 def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLinear]) -> None:
     config = lora_config(model, adapter_name)
     refused = {
@@ -103,7 +86,7 @@ def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLi
         "lora_bias=True is not part of the decomposition": config.lora_bias,
         f"bias={config.bias!r} trains the biases of the base": config.bias != "none",
         f"init_lora_weights={config.init_lora_weights!r} has already changed the base": config.init_lora_weights
-        not in (True, False, "gaussian", "orthogonal", *MARKS),
+        not in (True, False, "gaussian", "orthogonal"),
     }
     for rule, broken in refused.items():
         if broken:

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from milora.method.errors import MiloraError
 from milora.method.initialization import start_layers
-from milora.method.layers import MARK, MARKS, check_base, ready_layers
+from milora.method.layers import check_base, ready_layers
 from milora.method.options import Form
-from milora.method.variant import INITIAL_A, INITIAL_B
+from milora.method.variant.config import is_saved_certified, is_saved_milora
+from milora.method.variant.linear import INITIAL_A, INITIAL_B
 
 
 def load_milora(
@@ -47,13 +48,13 @@ def load_milora(
         if not file.is_file():
             raise MiloraError(f"{path} does not contain {file.name}", "pass a folder that save_pretrained wrote")
     config = LoraConfig.from_pretrained(str(folder))
-    mark = config.init_lora_weights
-    if mark not in MARKS:
+    if not is_saved_milora(config):
         raise MiloraError(f"{path} is an ordinary adapter", "load it with PeftModel.from_pretrained")
     try:
         state = load_file(weights_file)
     except SafetensorError as error:
         raise MiloraError(f"{weights_file} is incomplete: {error}", "save the adapter again") from error
+    certified = is_saved_certified(config)
     config.init_lora_weights = True
     config.inference_mode = not is_trainable
     if isinstance(base_model, PeftModel):
@@ -64,7 +65,7 @@ def load_milora(
         model = get_peft_model(base_model, config, adapter_name)
 
     try:
-        _start_layers(model, state, adapter_name, form, mark)
+        _start_layers(model, state, adapter_name, form, certified)
     except MiloraError:
         if isinstance(base_model, PeftModel):
             model.delete_adapter(adapter_name)
@@ -75,7 +76,7 @@ def load_milora(
     return model if is_trainable else model.eval()
 
 
-def _start_layers(model: PeftModel, state: dict[str, Tensor], adapter_name: str, form: Form, mark: str) -> None:
+def _start_layers(model: PeftModel, state: dict[str, Tensor], adapter_name: str, form: Form, certified: bool) -> None:
     """Check the initial factors of each layer against its weight, unless they are uncertified, then attach them all."""
     layers = ready_layers(model, adapter_name, form)
     initial = {}
@@ -84,6 +85,6 @@ def _start_layers(model: PeftModel, state: dict[str, Tensor], adapter_name: str,
             initial[name] = state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
         except KeyError as error:
             raise MiloraError(f"the adapter's file lacks {error}", "save the adapter again") from error
-        if mark == MARK:
+        if certified:
             check_base(name, layer, *initial[name])
-    start_layers(model, adapter_name, layers, initial, form, mark)
+    start_layers(model, adapter_name, layers, initial, form, certified=certified)

@@ -25,9 +25,9 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from milora.method.disk.conversion import is_residual_model
 from milora.method.disk.shards import COMPANIONS
 from milora.method.errors import MiloraError
-from milora.method.layers import MARKS
 from milora.method.loading import load_milora
 from milora.method.options import Form
+from milora.method.variant.config import is_saved_milora
 from milora.models.card import LOCAL
 from milora.models.embedded import EMBEDDED, convert_once, locate_embedded_model
 from milora.models.failures import NAME_A_MODEL, loading, one_line, unavailable
@@ -128,7 +128,7 @@ def attach_adapter(model: PreTrainedModel, adapter: Path, form: Form = "intact")
         MiloraError: the folder does not contain an adapter, or contains one of another base.
     """
     config = read_adapter_config(adapter)
-    if isinstance(config, LoraConfig) and config.init_lora_weights in MARKS:
+    if isinstance(config, LoraConfig) and is_saved_milora(config):
         return load_milora(model, adapter, form=form)
     rows = stored_rows(model, adapter)
     if rows is not None:  # its vocabulary may be larger

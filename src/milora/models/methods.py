@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from milora.method.errors import MiloraError
 from milora.method.factors import decompose_together
 from milora.method.initialization import InitializationReport, initialize_lora_milora_weights, start_layers
-from milora.method.layers import MARK, UNCERTIFIED, ready_layers
-from milora.method.variant import base_weight, is_transposed, trained_factors
+from milora.method.layers import ready_layers
+from milora.method.variant.weights import base_weight, is_transposed, trained_factors
 from milora.models.base import linear_layers
 from milora.run.recipe import AdapterSection, ModelSection
 
@@ -156,7 +156,7 @@ def _start_as_peft_does(model: PeftModel, method: str) -> None:
     factors = decompose_together(
         layers, lambda shard: {name: _factors_of_peft(layer, method) for name, layer in shard.items()}
     )
-    start_layers(model, "default", layers, factors, "intact", UNCERTIFIED if method == "lora_ga" else MARK)
+    start_layers(model, "default", layers, factors, "intact", certified=method != "lora_ga")
 
 
 def _factors_of_peft(layer: LoraLinear, method: str) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,7 @@ def make_arguments(run: RunDirectory, *, resumed: bool, evaluated: bool) -> SFTC
         bf16=mixed and recipe.model.dtype == "bfloat16",
         fp16=recipe.model.dtype == "float16",  # with loss scaling, without which small gradients vanish
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # A₀ and B₀, equal on all processes, would be sent before every forward pass
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )

@@ -10,7 +10,6 @@ from signal import SIGINT, SIGTERM
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from milora.method.variant import keep_initial_factors
 from milora.models.methods import RankAllocation
 from milora.run.directory import RunDirectory
 from milora.run.interruption import Interrupted, on_signal
@@ -57,7 +56,7 @@ def _train(run: RunDirectory, cache: Path | None) -> None:
     stop = StopAtSignal()
     trainer = _make_trainer(run, prepared, stop)
     started = time.perf_counter()
-    with keep_initial_factors(), on_signal(stop.note, (SIGINT, SIGTERM), " after this step"):
+    with on_signal(stop.note, (SIGINT, SIGTERM), " after this step"):
         trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
     seconds = time.perf_counter() - started
     if stop.stopped:

@@ -92,7 +92,7 @@ class RecipeTrainer(SFTTrainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter unsharded, with its initial factors, which ZeRO-3 would omit because they are frozen."""
+        """Write the adapter unsharded, with its initial factors."""
         if isinstance(self.model, PeftModel):
             self._save(output_dir, state_dict=self.gather_state())
         else:
@@ -107,8 +107,10 @@ class RecipeTrainer(SFTTrainer):
         if not isinstance(self.model, PeftModel):
             return self.accelerator.get_state_dict(self.model_wrapped)  # type: ignore[no-any-return]
         parameters = {name: tensor for name, tensor in self.model.named_parameters() if "lora_" in name}
+        initial = {name: tensor for name, tensor in self.model.named_buffers() if "lora_" in name}
         with gather_params_ctx(list(parameters.values()), modifier_rank=None):
-            return {name: _whole(tensor).detach().to("cpu", copy=True) for name, tensor in parameters.items()}
+            state = parameters | initial
+            return {name: _whole(tensor).detach().to("cpu", copy=True) for name, tensor in state.items()}
 
     def close(self) -> None:
         """Reset transformers' DeepSpeed config: models loaded afterwards are not sharded like the trained one."""

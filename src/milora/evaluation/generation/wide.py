@@ -9,7 +9,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from milora.method.variant import base_weight, find_variant, trained_factors
+from milora.method.variant.linear import find_variant
+from milora.method.variant.weights import base_weight, trained_factors
 
 
 class WideLinear(nn.Module):

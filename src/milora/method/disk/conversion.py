@@ -13,7 +13,7 @@ from milora.method.disk.start import ADAPTER, RECORD
 from milora.method.errors import MiloraError
 from milora.method.export import ExportReport, combine_updates, write_lora
 from milora.method.files import hash_file, read_json
-from milora.method.variant import join_factors
+from milora.method.variant.linear import join_factors
 
 ANOTHER_START = "pass the residual model that the adapter was trained on"
 SHAPING = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias", "bias")

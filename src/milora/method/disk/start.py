@@ -17,7 +17,6 @@ factors found so far, whole/ the finished files, and rounding/ the rounding erro
 import hashlib
 import json
 import shutil
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,12 @@ from milora.method.errors import MiloraError
 from milora.method.factors import Choice, decompose_layers
 from milora.method.files import hash_file, read_json, replacing, write_bytes, write_json
 from milora.method.initialization import LayerReport, find_warnings, report_layer
-from milora.method.layers import MARK, fitting_layers, lora_config
+from milora.method.layers import fitting_layers
 from milora.method.options import Form
-from milora.method.variant import INITIAL_A, INITIAL_B, is_transposed, subtract_product, trained_factors
+from milora.method.variant.config import lora_config, make_milora_config, make_ordinary_config
+from milora.method.variant.linear import INITIAL_A, INITIAL_B
+from milora.method.variant.residual import subtract_product
+from milora.method.variant.weights import is_transposed, trained_factors
 
 ADAPTER = "adapter"
 RECORD = "initialization.json"
@@ -114,7 +116,7 @@ class _Work:
     def write_intact(self, config: LoraConfig, options: dict[str, Any], jobs: int, cache: Path | None) -> None:
         reports = self._write_factors(self.whole / SAFETENSORS_WEIGHTS_NAME, jobs, cache)
         self._write_record(reports, {"options": options, "warnings": find_warnings(reports, self.choice.weighting)})
-        self._write_config(self.whole, config, init_lora_weights=MARK)
+        self._write_config(self.whole, make_milora_config(config, "default", certified=True))
 
     def write_residual(
         self, config: LoraConfig, options: dict[str, Any], jobs: int, cache: Path | None, output: Path
@@ -124,7 +126,9 @@ class _Work:
         reports = self._write_factors(factors, jobs, cache)
         errors = self._write_shards(factors)
         reports = {name: replace(report, rounding_error=errors[name]) for name, report in reports.items()}
-        self._write_config(adapter, config, init_lora_weights=True, base_model_name_or_path=str(output.resolve()))
+        config = make_ordinary_config(config)
+        config.base_model_name_or_path = str(output.resolve())
+        self._write_config(adapter, config)
         for file in checkpoint.companions:
             if file.name not in LAST:
                 write_bytes(self.whole / file.name, file.read_bytes())
@@ -193,13 +197,10 @@ class _Work:
         record["layers"] = {name: asdict(report) for name, report in reports.items()}
         write_json(self.whole / RECORD, record)
 
-    def _write_config(self, folder: Path, config: LoraConfig, **changes: Any) -> None:
-        config = deepcopy(config)
+    def _write_config(self, folder: Path, config: LoraConfig) -> None:
         config.inference_mode = True
         if isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
-        for name, value in changes.items():
-            setattr(config, name, value)
         config.save_pretrained(str(self.unfinished))
         write_bytes(folder / CONFIG_NAME, (self.unfinished / CONFIG_NAME).read_bytes())
 

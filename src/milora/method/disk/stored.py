@@ -8,7 +8,7 @@ from torch import Tensor
 
 from milora.method.disk.shards import DTYPES, Checkpoint
 from milora.method.errors import MiloraError
-from milora.method.variant import base_weight, is_transposed
+from milora.method.variant.weights import base_weight, is_transposed
 
 
 @dataclass(frozen=True, slots=True)

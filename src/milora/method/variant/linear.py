@@ -1,0 +1,173 @@
+"""How a PEFT LoRA layer computes with MiLoRA's factors, built on PEFT's `LoraVariant` mechanism.
+
+PEFT calls that mechanism private and prone to change; docs/decisions/0001-intact-form.md says why it is used anyway.
+All of PEFT's private API that milora uses is in this package, and tests/test_seams.py asserts it.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import LoraVariant
+from torch import Tensor, nn
+
+from milora.method.errors import MiloraError
+from milora.method.variant.config import MiloraConfig
+from milora.method.variant.weights import base_weight, is_quantized, is_transposed, multiply_factors, trained_factors
+
+INITIAL_A = "lora_initial_A"  # PEFT saves and loads every tensor of its layers
+INITIAL_B = "lora_initial_B"
+
+
+class InitialFactor(nn.Module):
+    """A₀ or B₀ of one adapter.
+
+    It is a buffer, which every engine keeps in its checkpoints, and not a parameter, which code that goes by the names
+    of parameters would train, cast or copy.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+
+class IntactVariant(LoraVariant):
+    """y = W x + s·(B A − B₀ A₀) x, computed as s·[B − B₀, B₀] [A; A − A₀] x with one dropout mask.
+
+    The difference is taken between factors, not between products. It is exactly zero at step 0 in every dtype and
+    kernel, and small updates keep their relative accuracy in bf16, where B A x and B₀ A₀ x would cancel.
+    """
+
+    def __init__(self, tied: bool) -> None:
+        self.tied = tied
+
+    def supports_lora_conversion(self) -> bool:
+        return False  # PEFT's own conversion would read s·B A alone
+
+    @staticmethod
+    def init(module: LoraLayer, adapter_name: str, config: MiloraConfig, **_: Any) -> None:  # type: ignore[override]
+        """Start a second adapter as a copy of the one that the config belongs to."""
+        pairs = zip(trained_factors(module, adapter_name), trained_factors(module, config.source), strict=True)
+        for copy, original in pairs:
+            copy.data = original.data.clone()
+        for factors in (getattr(module, INITIAL_A), getattr(module, INITIAL_B)):
+            factors[adapter_name] = InitialFactor(factors[config.source].weight.clone())
+
+    @staticmethod
+    def forward(module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+        up, down = update_factors(module, active_adapter)
+        x = module.lora_dropout[active_adapter](x)
+        update = F.linear(F.linear(x, down), up)
+        scaling: float = module.scaling[active_adapter]
+        return result + update * scaling
+
+    def delta(self, module: LoraLayer, adapter_name: str) -> Tensor:
+        up, down = update_factors(module, adapter_name)
+        return multiply_factors(up, down, module.scaling[adapter_name], is_transposed(module))
+
+    # PEFT declares these two as static, but calls them on the instance.
+    def merge_safe(  # type: ignore[override]
+        self, module: LoraLayer, active_adapter: str, orig_weight: Tensor
+    ) -> Tensor:
+        if self.tied:
+            raise MiloraError(
+                "the layer's weight is tied to another (tie_word_embeddings): merging would change both",
+                "export as LoRA, or untie the weights before training",
+            )
+        if is_quantized(base_weight(module)):
+            raise MiloraError(
+                "merging into a quantized weight would round the update away",
+                "export as LoRA and merge it into the full-precision base",
+            )
+        # Subtracting the update again would not restore the same bits; the copy does.
+        module._cache_store(_stash(active_adapter), orig_weight.detach().to("cpu", copy=True))
+        return (orig_weight + self.delta(module, active_adapter)).to(orig_weight.dtype)
+
+    def merge_unsafe(  # type: ignore[override]
+        self, module: LoraLayer, active_adapter: str, orig_weight: Tensor
+    ) -> None:
+        orig_weight.data = self.merge_safe(module, active_adapter, orig_weight.data)
+
+    @staticmethod
+    def unmerge(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        stashed: Tensor = module._cache_pop(_stash(active_adapter))
+        return stashed.to(orig_weight.device)
+
+
+def find_variant(layer: LoraLayer, adapter_name: str) -> LoraVariant | None:
+    """Return what PEFT computes an adapter of a layer with; None for an ordinary LoRA."""
+    return layer.lora_variant.get(adapter_name)
+
+
+def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, *, tied: bool) -> None:
+    """Start `adapter_name` of a LoRA layer at A `(r, in)` and B `(out, r)`; the layer's output does not change."""
+    if not hasattr(module, INITIAL_A):
+        for initial in (INITIAL_A, INITIAL_B):
+            setattr(module, initial, nn.ModuleDict())
+        module.other_param_names = (*module.other_param_names, INITIAL_A, INITIAL_B)  # delete_adapter deletes these
+        module.register_load_state_dict_pre_hook(_refuse_other_factors)  # type: ignore[no-untyped-call]
+        # A partial, because deepcopy follows its arguments.
+        module.resolve_lora_variant = partial(_resolve_variant, module)  # type: ignore[method-assign]
+    if is_quantized(base_weight(module)):
+        # TRL rounds the trained factors of a quantized model to bf16; the initial ones must then be the same numbers.
+        A, B = A.bfloat16(), B.bfloat16()
+    weights = trained_factors(module, adapter_name)
+    for weight, initial, factor in zip(weights, (INITIAL_A, INITIAL_B), (A, B), strict=True):
+        weight.data = factor.to(weight.device, weight.dtype, copy=True).contiguous()
+        getattr(module, initial)[adapter_name] = InitialFactor(weight.data.clone())
+    module.lora_variant[adapter_name] = IntactVariant(tied)
+
+
+def _resolve_variant(module: LoraLayer, *, config: LoraConfig, **options: Any) -> LoraVariant | None:
+    """Return what PEFT computes an adapter with that is added to an initialized layer.
+
+    Raises:
+        MiloraError: the config belongs to a MiLoRA adapter that the layer does not have.
+    """
+    if not isinstance(config, MiloraConfig):
+        return type(module).resolve_lora_variant(module, config=config, **options)
+    original = find_variant(module, config.source)
+    if not isinstance(original, IntactVariant):
+        raise MiloraError(
+            f"the config is that of the MiLoRA adapter {config.source!r}, which this model does not have",
+            "pass a LoraConfig, and call initialize_lora_milora_weights with its adapter_name",
+        )
+    return type(original)(original.tied)
+
+
+def _refuse_other_factors(module: LoraLinear, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Raise if A and B would be loaded without the A₀ and B₀ that they started from."""
+    for adapter_name, variant in module.lora_variant.items():
+        trained, initial = (f"{prefix}{part}.{adapter_name}.weight" for part in ("lora_A", INITIAL_A))
+        if isinstance(variant, IntactVariant) and trained in state and initial not in state:
+            raise MiloraError(
+                f"{prefix.rstrip('.')}: an ordinary LoRA would be loaded over the MiLoRA adapter {adapter_name!r}",
+                "load it under another adapter name",
+            )
+
+
+def initial_factors(module: LoraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
+    """Return A₀ `(r, in)` and B₀ `(out, r)` of an initialized layer."""
+    return getattr(module, INITIAL_A)[adapter_name].weight, getattr(module, INITIAL_B)[adapter_name].weight
+
+
+def update_factors(module: LoraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
+    """Return `[B − B₀, B₀]` `(out, 2r)` and `[A; A − A₀]` `(2r, in)`, whose product is B A − B₀ A₀."""
+    A, B = trained_factors(module, adapter_name)
+    A0, B0 = initial_factors(module, adapter_name)
+    return join_factors(A, B, A0.to(A.dtype), B0.to(B.dtype))
+
+
+def join_factors(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `[B − B₀, B₀]` and `[A; A − A₀]`."""
+    return torch.cat([B - B0, B0], dim=1), torch.cat([A, A - A0])
+
+
+def _stash(adapter_name: str) -> str:
+    return f"{adapter_name}-milora-base-weight"

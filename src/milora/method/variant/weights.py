@@ -1,0 +1,70 @@
+"""The base weight and the trained factors of PEFT's LoRA layers, whatever their storage."""
+
+from typing import cast
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import get_bnb_param_type
+from torch import Tensor, nn
+
+from milora.method.errors import MiloraError
+
+
+def base_weight(layer: LoraLayer) -> nn.Parameter:
+    """Return the base weight of a LoRA layer as it is stored."""
+    return cast(nn.Parameter, layer.get_base_layer().weight)
+
+
+def weight_shape(layer: LoraLayer) -> tuple[int, int]:
+    """Return `(out, in)` of the base weight of a LoRA layer."""
+    assert layer.out_features is not None and layer.in_features is not None
+    return layer.out_features, layer.in_features
+
+
+def is_transposed(layer: LoraLayer) -> bool:
+    """Return whether the base weight is stored as `(in, out)`, as in Conv1D."""
+    # bitsandbytes' LoRA layers do not derive from PEFT's Linear, but have this attribute too.
+    return bool(cast(LoraLinear, layer).fan_in_fan_out)
+
+
+def is_quantized(weight: nn.Parameter) -> bool:
+    """Return whether bitsandbytes stores the weight in 4 or 8 bits."""
+    return bool(get_bnb_param_type(weight))
+
+
+def trained_factors(layer: LoraLayer, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    """Return A `(r, in)` and B `(out, r)` of a LoRA layer."""
+    A, B = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
+    return cast(nn.Parameter, A), cast(nn.Parameter, B)
+
+
+def read_weight(module: LoraLayer) -> Tensor:
+    """Return the base weight of a LoRA layer as `(out, in)`, whatever its storage.
+
+    A quantized weight is read by passing the identity through its layer, so that it is what the layer computes.
+
+    Raises:
+        MiloraError: bitsandbytes has repacked a 4-bit weight, as it does on a CPU at the first forward pass in eval
+            mode; the weight then gives other results outside of eval mode.
+    """
+    layer, weight = module.get_base_layer(), base_weight(module)
+    if not is_quantized(weight):
+        return weight.detach().T if is_transposed(module) else weight.detach()
+    if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
+        raise MiloraError(
+            "bitsandbytes has repacked the weight for inference", "initialize before the first forward pass"
+        )
+    was_training = layer.training
+    with torch.no_grad():
+        image: Tensor = layer.train()(torch.eye(weight_shape(module)[1], device=weight.device))
+    layer.train(was_training)
+    bias = cast("Tensor | None", layer.bias)
+    return (image if bias is None else image - bias).T
+
+
+def multiply_factors(up: Tensor, down: Tensor, scaling: float, transposed: bool) -> Tensor:
+    """Return s·up·down in the layout of the stored base weight, in float32 or wider."""
+    dtype = torch.promote_types(up.dtype, torch.float32)
+    product = (up.detach().to(dtype) @ down.detach().to(dtype)) * scaling
+    return product.T if transposed else product
