@@ -18,6 +18,7 @@ def test_all_names_resolve_and_are_documented():
         "LayerReport",
         "MiloraCallback",
         "MiloraError",
+        "MiloraWarning",
         "decompose_weight",
         "get_milora_state_dict",
         "initialize_lora_milora_weights",

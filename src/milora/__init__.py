@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from milora.method.decomposition import Factors as Factors
     from milora.method.decomposition import decompose_weight as decompose_weight
     from milora.method.errors import MiloraError as MiloraError
+    from milora.method.errors import MiloraWarning as MiloraWarning
     from milora.method.export import ExportReport as ExportReport
     from milora.method.export import MiloraCallback as MiloraCallback
     from milora.method.export import save_milora_as_lora as save_milora_as_lora
@@ -29,6 +30,7 @@ _HOME = {
     "LayerReport": "initialization",
     "MiloraCallback": "export",
     "MiloraError": "errors",
+    "MiloraWarning": "errors",
     "decompose_weight": "decomposition",
     "get_milora_state_dict": "initialization",
     "initialize_lora_milora_weights": "initialization",

@@ -1,4 +1,4 @@
-"""The error that a user can act on."""
+"""The error that a user can act on, and the warning that a user should read."""
 
 
 class MiloraError(ValueError):
@@ -11,3 +11,7 @@ class MiloraError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})"
+
+
+class MiloraWarning(UserWarning):
+    """Something is as it was asked for, and may not be what was meant."""

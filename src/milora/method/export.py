@@ -14,7 +14,7 @@ from milora.method.errors import MiloraError
 from milora.method.files import filling
 from milora.method.layers import milora_layers
 from milora.method.variant.config import lora_config, make_ordinary_config
-from milora.method.variant.linear import INITIAL_A, INITIAL_B, update_factors
+from milora.method.variant.linear import update_factors, without_initial
 from milora.method.variant.weights import trained_factors
 
 
@@ -80,11 +80,11 @@ class OrdinaryLora:
 def _combine(model: PeftModel, adapter_name: str, rank: int | None) -> OrdinaryLora:
     layers = milora_layers(model, adapter_name)
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    state = without_initial(state)
     updates = {}
     for name, layer in layers.items():
         up, down = (factor.detach() for factor in update_factors(layer, adapter_name))
         updates[name] = up * layer.scaling[adapter_name], down
-        del state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
     return combine_updates(state, lora_config(model, adapter_name), updates, rank)
 
 
@@ -132,7 +132,7 @@ def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str 
     """
     layers = milora_layers(model, adapter_name)
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    state = {key: value for key, value in state.items() if INITIAL_A not in key and INITIAL_B not in key}
+    state = without_initial(state)
     config = _ordinary(lora_config(model, adapter_name))
     config.base_model_name_or_path = str(path)
     _write_adapter(Path(path) / "adapter", state, config)

@@ -16,8 +16,9 @@ from torch import Tensor
 from milora.method.decomposition import Factors
 from milora.method.errors import MiloraError
 from milora.method.factors import Choice, check_same_factors, decompose_layers, decompose_together
-from milora.method.layers import check_base, ready_layers, tied_weights
+from milora.method.layers import ready_layers, tied_weights
 from milora.method.options import Components, Form, Weighting
+from milora.method.origin import check_base, describe_bases
 from milora.method.solver.certificate import Certificate
 from milora.method.variant.config import MiloraConfig, lora_config, make_milora_config
 from milora.method.variant.linear import attach_factors
@@ -160,17 +161,22 @@ def start_layers(
     factors: dict[str, tuple[Tensor, Tensor]],
     form: Form,
     *,
+    origins: dict[str, str] | None = None,
     certified: bool = True,
 ) -> dict[str, float]:
-    """Attach (A₀, B₀) to each layer and give the adapter its own config; return the errors of residual weights."""
+    """Attach (A₀, B₀) to each layer and give the adapter its own config; return the errors of residual weights.
+
+    `origins` describes the weights that the factors were made from, by default the present ones.
+    """
+    origins = origins or describe_bases(layers)
     tied = tied_weights(model)
     rounding_errors = dict.fromkeys(layers, 0.0)
     for name, layer in layers.items():
-        is_tied = id(base_weight(layer)) in tied
+        A, B, is_tied = *factors[name], id(base_weight(layer)) in tied
         if form == "intact":
-            attach_factors(layer, adapter_name, *factors[name], tied=is_tied)
+            attach_factors(layer, adapter_name, A, B, origin=origins[name], tied=is_tied)
         else:
-            rounding_errors[name] = attach_residual(layer, adapter_name, *factors[name], tied=is_tied)
+            rounding_errors[name] = attach_residual(layer, adapter_name, A, B, origin=origins[name], tied=is_tied)
     config = lora_config(model, adapter_name)
     model.peft_config[adapter_name] = make_milora_config(config, adapter_name, certified=certified)
     # PEFT has no hook there, and reads lora_A and lora_B directly. A partial, because deepcopy follows its arguments.

@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import cast, get_args
 
-import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
@@ -16,7 +15,7 @@ from milora.method.options import Form
 from milora.method.variant.config import lora_config
 from milora.method.variant.linear import IntactVariant, find_variant
 from milora.method.variant.residual import has_residual
-from milora.method.variant.weights import base_weight, is_quantized, read_weight, trained_factors
+from milora.method.variant.weights import base_weight, is_quantized, trained_factors
 
 
 def ready_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, LoraLinear]:
@@ -163,38 +162,3 @@ def milora_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]:
 def _is_sharded(weight: Tensor) -> bool:
     """Return whether this process has only a shard: under FSDP2, or under ZeRO-3 outside of a forward pass."""
     return isinstance(weight, DTensor) or not weight.numel()
-
-
-def check_base(name: str, layer: LoraLinear, A: Tensor, B: Tensor) -> None:
-    """Raise unless the layer's weight maps each column of B₀ to the matching row of A₀.
-
-        bᵢᵀ W = cᵢ aᵢ
-
-    This holds for singular directions of W, and for the Q and R of its QR (OLoRA). It fails for those of another
-    weight. The mismatch is relative to the average length that Wᵀ gives a vector: about 1e-3 for a base rounded to
-    bf16, about 1 for another base.
-
-    Raises:
-        MiloraError: the factors were made from another weight.
-    """
-    weight = read_weight(layer)
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    weight, A, B = weight.to(dtype), A.to(weight.device, dtype), B.to(weight.device, dtype)
-    if (B.shape[0], A.shape[1]) != tuple(weight.shape):
-        raise _wrong_base(
-            name, f"its factors fit a {(B.shape[0], A.shape[1])} weight, and this one is {tuple(weight.shape)}"
-        )
-    image = B.T @ weight
-    along = (A * image).sum(1, keepdim=True) / (A * A).sum(1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
-    typical = torch.linalg.norm(weight) / weight.shape[0] ** 0.5 * torch.linalg.norm(B)
-    mismatch = torch.linalg.norm(image - along * A)
-    if mismatch > 1e-2 * typical:
-        raise _wrong_base(name, f"the mismatch is {(mismatch / typical).item():.2g}, and at most 0.01 is allowed")
-
-
-def _wrong_base(name: str, reason: str) -> MiloraError:
-    return MiloraError(
-        f"{name}: the initial factors are not of this base model: {reason}",
-        "load the base model that base_model_name_or_path names, quantized as in training, or use the adapter's "
-        "portable export",
-    )

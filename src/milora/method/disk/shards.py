@@ -16,6 +16,7 @@ from milora.method.errors import MiloraError
 from milora.method.files import read_json, view_bytes
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+STORED = {**DTYPES, torch.uint8: "U8"}
 # The files of a model other than its weights, without pickles and code.
 COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 
@@ -102,7 +103,7 @@ def create_tensors(path: Path, tensors: dict[str, tuple[tuple[int, ...], torch.d
     end = 0
     for name, (shape, dtype) in sorted(tensors.items()):
         start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
-        header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": STORED[dtype], "shape": shape, "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
@@ -120,7 +121,7 @@ def overwriting(path: Path) -> Iterator[Callable[[str, Tensor], None]]:
         def write(name: str, tensor: Tensor) -> None:
             start, end = header[name]["data_offsets"]
             data = view_bytes(tensor)
-            assert len(data) == end - start and DTYPES[tensor.dtype] == header[name]["dtype"]
+            assert len(data) == end - start and STORED[tensor.dtype] == header[name]["dtype"]
             file.seek(8 + length + start)
             file.write(data)
 

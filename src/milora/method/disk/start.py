@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from tqdm import tqdm
@@ -35,9 +36,9 @@ from milora.method.initialization import LayerReport, find_warnings, report_laye
 from milora.method.layers import fitting_layers
 from milora.method.options import Form
 from milora.method.variant.config import lora_config, make_milora_config, make_ordinary_config
-from milora.method.variant.linear import INITIAL_A, INITIAL_B
+from milora.method.variant.linear import INITIAL_A, INITIAL_B, ORIGIN
 from milora.method.variant.residual import subtract_product
-from milora.method.variant.weights import is_transposed, trained_factors
+from milora.method.variant.weights import LENGTH, describe_weight, encode_description, is_transposed, trained_factors
 
 ADAPTER = "adapter"
 RECORD = "initialization.json"
@@ -151,6 +152,8 @@ class _Work:
             for weight, (trained, initial) in zip(trained_factors(layer, "default"), parts, strict=True):
                 for part in (trained, initial) if self.form == "intact" else (trained,):
                     tensors[f"{name}.{part}.weight"] = tuple(weight.shape), weight.dtype
+            if self.form == "intact":
+                tensors[f"{name}.{ORIGIN}.weight"] = (LENGTH,), torch.uint8
         path.parent.mkdir(parents=True, exist_ok=True)
         found = decompose_layers(
             layers, "default", self.choice, self.weights.read, jobs=jobs, cache=cache or self.unfinished / "factors"
@@ -162,6 +165,8 @@ class _Work:
                 for name, factors in found:
                     reports[name] = report_layer(factors)
                     values = {"lora_A": factors.A, "lora_B": factors.B, INITIAL_A: factors.A, INITIAL_B: factors.B}
+                    if self.form == "intact":
+                        values[ORIGIN] = encode_description(describe_weight(self.weights.read(name)))
                     for part, factor in values.items():
                         key = f"{name}.{part}.weight"
                         if key in tensors:

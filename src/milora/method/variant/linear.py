@@ -17,14 +17,25 @@ from torch import Tensor, nn
 
 from milora.method.errors import MiloraError
 from milora.method.variant.config import MiloraConfig
-from milora.method.variant.weights import base_weight, is_quantized, is_transposed, multiply_factors, trained_factors
+from milora.method.variant.weights import (
+    base_weight,
+    decode_description,
+    encode_description,
+    is_quantized,
+    is_transposed,
+    multiply_factors,
+    storage_of,
+    trained_factors,
+)
 
 INITIAL_A = "lora_initial_A"  # PEFT saves and loads every tensor of its layers
 INITIAL_B = "lora_initial_B"
+ORIGIN = "lora_initial_base"  # which weight A₀ and B₀ were made from: its description, as bytes
+INITIAL = (INITIAL_A, INITIAL_B, ORIGIN)
 
 
-class InitialFactor(nn.Module):
-    """A₀ or B₀ of one adapter.
+class Initial(nn.Module):
+    """A₀, B₀, or their origin, of one adapter.
 
     It is a buffer, which every engine keeps in its checkpoints, and not a parameter, which code that goes by the names
     of parameters would train, cast or copy.
@@ -56,8 +67,8 @@ class IntactVariant(LoraVariant):
         pairs = zip(trained_factors(module, adapter_name), trained_factors(module, config.source), strict=True)
         for copy, original in pairs:
             copy.data = original.data.clone()
-        for factors in (getattr(module, INITIAL_A), getattr(module, INITIAL_B)):
-            factors[adapter_name] = InitialFactor(factors[config.source].weight.clone())
+        for parts in (getattr(module, name) for name in INITIAL):
+            parts[adapter_name] = Initial(parts[config.source].weight.clone())
 
     @staticmethod
     def forward(module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
@@ -105,12 +116,15 @@ def find_variant(layer: LoraLayer, adapter_name: str) -> LoraVariant | None:
     return layer.lora_variant.get(adapter_name)
 
 
-def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, *, tied: bool) -> None:
-    """Start `adapter_name` of a LoRA layer at A `(r, in)` and B `(out, r)`; the layer's output does not change."""
+def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, *, origin: str, tied: bool) -> None:
+    """Start `adapter_name` of a LoRA layer at A `(r, in)` and B `(out, r)`; the layer's output does not change.
+
+    `origin` describes the weight that they were made from; see `describe_base`.
+    """
     if not hasattr(module, INITIAL_A):
-        for initial in (INITIAL_A, INITIAL_B):
-            setattr(module, initial, nn.ModuleDict())
-        module.other_param_names = (*module.other_param_names, INITIAL_A, INITIAL_B)  # delete_adapter deletes these
+        for part in INITIAL:
+            setattr(module, part, nn.ModuleDict())
+        module.other_param_names = (*module.other_param_names, *INITIAL)  # delete_adapter deletes these
         module.register_load_state_dict_pre_hook(_refuse_other_factors)  # type: ignore[no-untyped-call]
         # A partial, because deepcopy follows its arguments.
         module.resolve_lora_variant = partial(_resolve_variant, module)  # type: ignore[method-assign]
@@ -120,7 +134,8 @@ def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, 
     weights = trained_factors(module, adapter_name)
     for weight, initial, factor in zip(weights, (INITIAL_A, INITIAL_B), (A, B), strict=True):
         weight.data = factor.to(weight.device, weight.dtype, copy=True).contiguous()
-        getattr(module, initial)[adapter_name] = InitialFactor(weight.data.clone())
+        getattr(module, initial)[adapter_name] = Initial(weight.data.clone())
+    getattr(module, ORIGIN)[adapter_name] = Initial(encode_description(origin))
     module.lora_variant[adapter_name] = IntactVariant(tied)
 
 
@@ -142,19 +157,34 @@ def _resolve_variant(module: LoraLayer, *, config: LoraConfig, **options: Any) -
 
 
 def _refuse_other_factors(module: LoraLinear, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Raise if A and B would be loaded without the A₀ and B₀ that they started from."""
+    """Raise if A and B would be loaded without the A₀ and B₀ that they started from, or on another base."""
     for adapter_name, variant in module.lora_variant.items():
-        trained, initial = (f"{prefix}{part}.{adapter_name}.weight" for part in ("lora_A", INITIAL_A))
-        if isinstance(variant, IntactVariant) and trained in state and initial not in state:
+        trained, initial, origin = (f"{prefix}{part}.{adapter_name}.weight" for part in ("lora_A", INITIAL_A, ORIGIN))
+        if not isinstance(variant, IntactVariant):
+            continue
+        if trained in state and initial not in state:
             raise MiloraError(
                 f"{prefix.rstrip('.')}: an ordinary LoRA would be loaded over the MiLoRA adapter {adapter_name!r}",
                 "load it under another adapter name",
             )
+        if origin in state:
+            loaded = decode_description(state[origin])
+            own = decode_description(getattr(module, ORIGIN)[adapter_name].weight)
+            if loaded != own and storage_of(loaded) == storage_of(own):
+                raise MiloraError(
+                    f"{prefix.rstrip('.')}: the loaded adapter {adapter_name!r} was made from another base model",
+                    "load the base model that training started from",
+                )
 
 
 def initial_factors(module: LoraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
     """Return A₀ `(r, in)` and B₀ `(out, r)` of an initialized layer."""
     return getattr(module, INITIAL_A)[adapter_name].weight, getattr(module, INITIAL_B)[adapter_name].weight
+
+
+def without_initial(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return an adapter's state dict without A₀, B₀ and their origin."""
+    return {key: tensor for key, tensor in state.items() if not any(f".{part}." in key for part in INITIAL)}
 
 
 def update_factors(module: LoraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:

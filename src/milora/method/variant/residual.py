@@ -33,12 +33,12 @@ def has_residual(layer: LoraLayer) -> bool:
     return any(isinstance(variant, ResidualVariant) for variant in layer.lora_variant.values())
 
 
-def attach_residual(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, *, tied: bool) -> float:
-    """Start `adapter_name` of a LoRA layer at A and B, and replace W by W − s·B₀A₀.
+def attach_residual(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, *, origin: str, tied: bool) -> float:
+    """Start `adapter_name` of a LoRA layer at A and B, and replace W by W − s·B₀A₀; see `attach_factors`.
 
     Returns the rounding error ‖round(W_p) − W_p‖ / ‖s·B₀ A₀‖ in Frobenius norms.
     """
-    attach_factors(module, adapter_name, A, B, tied=tied)
+    attach_factors(module, adapter_name, A, B, origin=origin, tied=tied)
     module.lora_variant[adapter_name] = ResidualVariant(tied)
     # At this point A and B are still A₀ and B₀, cast to the dtype in which they are stored.
     weight, (A0, B0) = base_weight(module), trained_factors(module, adapter_name)

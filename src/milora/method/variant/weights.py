@@ -1,5 +1,6 @@
 """The base weight and the trained factors of PEFT's LoRA layers, whatever their storage."""
 
+import hashlib
 from typing import cast
 
 import torch
@@ -9,6 +10,9 @@ from peft.utils.integrations import get_bnb_param_type
 from torch import Tensor, nn
 
 from milora.method.errors import MiloraError
+from milora.method.files import view_bytes
+
+LENGTH = 48  # of an encoded description: it does not depend on the storage
 
 
 def base_weight(layer: LoraLayer) -> nn.Parameter:
@@ -28,9 +32,14 @@ def is_transposed(layer: LoraLayer) -> bool:
     return bool(cast(LoraLinear, layer).fan_in_fan_out)
 
 
+def quantization_of(weight: nn.Parameter) -> str | None:
+    """Return "4bit" or "8bit" if bitsandbytes stores the weight so."""
+    return get_bnb_param_type(weight) or None
+
+
 def is_quantized(weight: nn.Parameter) -> bool:
     """Return whether bitsandbytes stores the weight in 4 or 8 bits."""
-    return bool(get_bnb_param_type(weight))
+    return quantization_of(weight) is not None
 
 
 def trained_factors(layer: LoraLayer, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter]:
@@ -68,3 +77,29 @@ def multiply_factors(up: Tensor, down: Tensor, scaling: float, transposed: bool)
     dtype = torch.promote_types(up.dtype, torch.float32)
     product = (up.detach().to(dtype) @ down.detach().to(dtype)) * scaling
     return product.T if transposed else product
+
+
+def describe_base(layer: LoraLayer) -> str:
+    """Return the storage and the digest of a layer's weight; equal descriptions are equal weights."""
+    return describe_weight(read_weight(layer), quantization_of(base_weight(layer)))
+
+
+def describe_weight(weight: Tensor, quantization: str | None = None) -> str:
+    """Return the storage and the digest of a weight `(out, in)`, such as `bfloat16 3f0c…`."""
+    digest = hashlib.sha256(f"{list(weight.shape)}".encode())
+    digest.update(view_bytes(weight))
+    return f"{quantization or str(weight.dtype).removeprefix('torch.')} {digest.hexdigest()[:32]}"
+
+
+def encode_description(description: str) -> Tensor:
+    """Return a description as bytes, which a state dict can contain."""
+    return torch.tensor(list(description.ljust(LENGTH).encode()), dtype=torch.uint8)
+
+
+def decode_description(encoded: Tensor) -> str:
+    return bytes(encoded.tolist()).decode().strip()
+
+
+def storage_of(description: str) -> str:
+    """Return the dtype, or the quantization, that a description begins with."""
+    return description.partition(" ")[0]
