@@ -5,12 +5,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from milora.method.callback import MiloraCallback as MiloraCallback
     from milora.method.decomposition import Factors as Factors
     from milora.method.decomposition import decompose_weight as decompose_weight
     from milora.method.errors import MiloraError as MiloraError
     from milora.method.errors import MiloraWarning as MiloraWarning
     from milora.method.export import ExportReport as ExportReport
-    from milora.method.export import MiloraCallback as MiloraCallback
     from milora.method.export import save_milora_as_lora as save_milora_as_lora
     from milora.method.initialization import InitializationReport as InitializationReport
     from milora.method.initialization import LayerReport as LayerReport
@@ -28,7 +28,7 @@ _HOME = {
     "Factors": "decomposition",
     "InitializationReport": "initialization",
     "LayerReport": "initialization",
-    "MiloraCallback": "export",
+    "MiloraCallback": "callback",
     "MiloraError": "errors",
     "MiloraWarning": "errors",
     "decompose_weight": "decomposition",

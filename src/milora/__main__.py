@@ -15,7 +15,7 @@ from typing import NoReturn
 from typer import TyperException
 
 from milora.cli import app
-from milora.method.errors import MiloraError
+from milora.method.errors import MiloraError, MiloraWarning
 from milora.run.interruption import Interrupted, on_signal
 
 
@@ -70,10 +70,20 @@ def _prepare_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|torch)\b")
+    warnings.formatwarning = _format_warning
     for library in ("lm_eval", "transformers", "bitsandbytes"):
         logging.getLogger(library).setLevel(logging.ERROR)
     # It prints on stdout, and sets its own level when it is imported: hence a filter.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return milora's own warnings as a sentence, and others as Python does."""
+    if issubclass(category, MiloraWarning):
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _interrupt(number: int) -> NoReturn:

@@ -116,12 +116,21 @@ def resolve_target(name: str, dtype: Dtype = "bfloat16", permissions: Permission
         return replace(_target(run, path), who=path.name, served=path.name)
     if (path / CONFIG_NAME).is_file():
         source = run_of_export(path, permissions)
-        base = source.recipe.model.name if source else str(read_adapter_config(path).base_model_name_or_path)
-        section = ModelSection(name=base, dtype=dtype, trust_remote_code=permissions.trust_remote_code)
+        base, revision = _find_base(path, source)
+        trusted = permissions.trust_remote_code
+        section = ModelSection(name=base, revision=revision, dtype=dtype, trust_remote_code=trusted)
         return Target("trained", section, _folder(path), path.name, path)
     located = locate("model.name", name, Path.cwd())
     section = ModelSection(name=located, dtype=dtype, trust_remote_code=permissions.trust_remote_code)
     return Target("base", section, _folder(path), name)
+
+
+def _find_base(adapter: Path, source: RunDirectory | None) -> tuple[str, str | None]:
+    """Return the name and the revision of the model that an adapter was made from."""
+    if source:
+        return source.recipe.model.name, source.recipe.model.revision
+    config = read_adapter_config(adapter)
+    return str(config.base_model_name_or_path), config.revision
 
 
 def target_of_run(run: RunDirectory) -> Target:

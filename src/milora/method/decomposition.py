@@ -64,10 +64,12 @@ def decompose_weight(
     Signs are canonical: the entry of largest magnitude in each column of U is positive.
 
     Raises:
-        MiloraError: the weight is not a finite matrix, the rank is out of range, an option is unknown or conflicts
-            with another, or the exact decomposition fails its certificate too.
+        MiloraError: the weight is not a finite matrix, the rank or the scaling is out of range, an option is unknown
+            or conflicts with another, or the exact decomposition fails its certificate too.
     """
     _check(weight, rank, components, weighting, solver)
+    if scaling <= 0:
+        raise MiloraError(f"scaling={scaling:g} is not positive", "set lora_alpha above 0")
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     W = weight.detach().to(dtype)
     tall = W.shape[0] >= W.shape[1]

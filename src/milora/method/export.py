@@ -8,7 +8,6 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from milora.method.errors import MiloraError
 from milora.method.files import filling
@@ -140,19 +139,6 @@ def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str 
         trained_factors(layer, adapter_name)[1].data.zero_()  # merging s·B A = 0 leaves W_p
     with filling(Path(path)) as folder:
         model.merge_and_unload().save_pretrained(folder)
-
-
-class MiloraCallback(TrainerCallback):
-    """Writes the portable LoRA to `lora-<step>` beside each checkpoint of a transformers Trainer.
-
-    It is not written inside the checkpoint, because a Trainer that resumes would load the folder as another adapter.
-    """
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: PeftModel
-    ) -> None:
-        if state.is_world_process_zero:
-            save_milora_as_lora(Path(str(args.output_dir)) / f"lora-{state.global_step}", kwargs["model"])
 
 
 def _compress(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:

@@ -42,7 +42,7 @@ def decompose_layers(
     read: Callable[[str], Tensor],
     *,
     jobs: int = 1,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
 ) -> Iterator[tuple[str, Factors]]:
     """Yield the name of each layer and the factors of its base weight, in order.
 
@@ -61,7 +61,7 @@ def decompose_layers(
     Raises:
         MiloraError: a weight cannot be decomposed; the message names its layer.
     """
-    store = FactorCache(cache) if cache else None
+    store = FactorCache(Path(cache)) if cache else None
     for name, layer in layers.items():
         with _named(name):  # checked first: the layers before it may take hours
             check_rank(layer.r[adapter_name], weight_shape(layer))
@@ -71,6 +71,11 @@ def decompose_layers(
         rank, scaling = layer.r[adapter_name], layer.scaling[adapter_name]
         with _named(name):
             weight = read(name)
+            if not weight.any():
+                raise MiloraError(
+                    "the weight is zero everywhere: its factors would be zero, too, and would never train",
+                    "take the layer out of target_modules, or name it in exclude_modules",
+                )
             path = store.path(weight, {"rank": rank, "scaling": scaling, **asdict(choice)}) if store else None
             found = store.read(path) if store and path else None
             factors = found or decompose_weight(weight, rank, scaling=scaling, **asdict(choice))

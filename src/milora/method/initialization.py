@@ -1,6 +1,7 @@
 """Initializes the LoRA layers of a PeftModel in place from bands of singular components."""
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from peft.tuners.lora import LoraModel
 from torch import Tensor
 
 from milora.method.decomposition import Factors
-from milora.method.errors import MiloraError
+from milora.method.errors import MiloraError, MiloraWarning
 from milora.method.factors import Choice, check_same_factors, decompose_layers, decompose_together
 from milora.method.layers import ready_layers, tied_weights
 from milora.method.options import Components, Form, Weighting
@@ -47,13 +48,18 @@ class LayerReport:
     certificate: Certificate | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class InitializationReport:
     """How `initialize_lora_milora_weights` initialized each layer by name, the seconds it took, and its warnings."""
 
     layers: dict[str, LayerReport]
     seconds: float
     warnings: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        ranks = sorted({layer.rank for layer in self.layers.values()})
+        said = f"{len(self.layers)} layers of rank {', '.join(map(str, ranks))} in {self.seconds:.1f} s"
+        return "\n".join([f"InitializationReport: {said}", *(f"  warning: {warning}" for warning in self.warnings)])
 
 
 def initialize_lora_milora_weights(
@@ -66,7 +72,7 @@ def initialize_lora_milora_weights(
     weighting: Weighting = "singular",
     seed: int = 0,
     jobs: int = 1,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
 ) -> InitializationReport:
     """Initialize a LoRA adapter from singular components of its base weights, in place; the outputs do not change.
 
@@ -107,7 +113,10 @@ def initialize_lora_milora_weights(
     pairs = {name: (found.A, found.B) for name, found in factors.items()}
     rounding_errors = start_layers(model, adapter_name, layers, pairs, form)
     reports = {name: report_layer(found, rounding_errors[name]) for name, found in factors.items()}
-    return InitializationReport(reports, time.perf_counter() - started, find_warnings(reports, weighting))
+    sentences = find_warnings(reports, weighting)
+    for sentence in sentences:
+        warnings.warn(sentence, MiloraWarning, stacklevel=2)
+    return InitializationReport(reports, time.perf_counter() - started, sentences)
 
 
 def get_milora_state_dict(
@@ -118,7 +127,7 @@ def get_milora_state_dict(
     weighting: Weighting = "singular",
     seed: int = 0,
     jobs: int = 1,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
 ) -> dict[str, Tensor]:
     """Decompose the base weights of an adapter's layers; the model does not change.
 

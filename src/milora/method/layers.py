@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from milora.method.errors import MiloraError
+from milora.method.fresh import check_fresh
 from milora.method.options import Form
 from milora.method.variant.config import lora_config
 from milora.method.variant.linear import IntactVariant, find_variant
@@ -34,6 +35,7 @@ def ready_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, L
                 f"{name}: the weight is already sharded across processes (FSDP, ZeRO-3)",
                 "initialize before the engine prepares the model; with ZeRO-3, load it before TrainingArguments exist",
             )
+    check_fresh(model, adapter_name, layers)
     return layers
 
 

@@ -30,7 +30,7 @@ def write_start(
         raise MiloraError(f"{output} is the model itself", "write to another folder with -o")
     skeleton = load_skeleton(model)
     try:
-        peft_model = get_peft_model(skeleton, make_config(section))
+        peft_model = get_peft_model(skeleton, make_config(section), revision=model.revision)
     except ValueError as error:
         raise MiloraError(str(error), "choose target modules that the model has") from error
     choice = Choice(section.components, section.weighting)

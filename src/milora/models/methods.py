@@ -139,6 +139,20 @@ def _estimate_gradients(model: PeftModel, course: Course) -> None:
         # PEFT's hooks count passes, and torch warns that no input of the first layers requires a gradient.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         preprocess_loraga(cast(nn.Module, model.base_model.model), config, pass_rows)
+    layers = ready_layers(model, "default", "intact")
+    unreached = [name for name, layer in layers.items() if not _has_gradient(layer.get_base_layer())]
+    if unreached:
+        raise MiloraError(
+            f"no gradient of the first {GRADIENT_ROWS} rows reaches {len(unreached)} of {len(layers)} layers "
+            f"({unreached[0]} …), and LoRA-GA starts from gradients",
+            "take them out of adapter.target_modules",
+        )
+
+
+def _has_gradient(layer: nn.Module) -> bool:
+    # PEFT would start a layer without one as an ordinary LoRA, without notice.
+    gradient: Tensor | None = getattr(layer, "_peft_loraga_grad", None)
+    return gradient is not None and bool(gradient.any())
 
 
 @torch.no_grad()

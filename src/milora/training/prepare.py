@@ -18,6 +18,7 @@ from milora.data.tokens import tokenize_rows
 from milora.method.errors import MiloraError
 from milora.method.loading import load_milora
 from milora.method.options import TemplateName
+from milora.method.variant.config import lora_config
 from milora.models.base import load_model, load_tokenizer
 from milora.models.methods import Course, add_adapter, check_targets
 from milora.run.directory import RunDirectory, locate_run
@@ -134,6 +135,7 @@ def _start(
         model, report = add_adapter(
             base, recipe.adapter, recipe.seed, jobs=torch.get_num_threads(), cache=cache, course=course
         )
+        lora_config(model, "default").revision = recipe.model.revision
         if report is not None:
             run.write(report)
     if checkpoint is None:
