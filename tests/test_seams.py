@@ -144,6 +144,7 @@ def _files() -> Iterator[tuple[str, str]]:
         ("LoraVariant", VARIANT),
         ("other_param_names", VARIANT),
         ("get_bnb_param_type", VARIANT),
+        ("_peft_loraga_grad", METHODS),
         ("_get_num_items_in_batch", TRAINER),
         ("gather_params_ctx", TRAINER),
         ("_model_generate", GENERATOR),

@@ -98,6 +98,14 @@ def test_fused_kernels_that_read_a_and_b_alone(library, attribute):
         milora.initialize_lora_milora_weights(model)
 
 
+def test_other_functions_of_the_same_libraries_are_not_refused():
+    model = _plain()
+    kernel = types.FunctionType(_fused.__code__, {}, "original_apply_qkv")
+    kernel.__module__ = "unsloth.models.llama"
+    model.base_model.model.model.layers[0].self_attn.apply_qkv = kernel
+    milora.initialize_lora_milora_weights(model)
+
+
 def test_warnings_are_pythons_too(load_small):
     model = get_peft_model(load_small(), LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
     with pytest.warns(MiloraWarning, match="layers start from singular values below") as caught:

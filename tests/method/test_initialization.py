@@ -62,3 +62,7 @@ def test_state_dict_of_another_model_rank_or_layer_is_refused(load_small):
     torch.nn.init.normal_(other.base_model.model.model.layers[0].self_attn.v_proj.base_layer.weight)
     with pytest.raises(MiloraError, match="not of this base"):
         milora.initialize_lora_milora_weights(other, state)
+    near = fresh()
+    near.base_model.model.model.layers[0].self_attn.v_proj.base_layer.weight.data.mul_(1.009)
+    with pytest.raises(MiloraError, match="another, if only by a little"):
+        milora.initialize_lora_milora_weights(near, state)

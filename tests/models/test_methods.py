@@ -90,6 +90,18 @@ def test_lora_ga_says_that_it_certifies_no_base(load_small, tmp_path):
     assert torch.equal(logits_of(load_milora(load_small(), tmp_path)), logits_of(load_small()))
 
 
+def test_lora_ga_names_layers_that_no_gradient_reaches(load_small):
+    model = load_small()
+    model.model.layers[1].self_attn.o_proj.weight.data.zero_()  # attention's other projections then have none
+    section, course = AdapterSection(method="lora_ga", rank=4), make_course()
+    with pytest.raises(MiloraError, match=r"reaches 3 of 14 layers \(.*layers\.1\.self_attn\.q_proj"):
+        add_adapter(model, section, seed=0, jobs=1, course=course)
+    model = load_small()
+    model.unused = torch.nn.Linear(8, 8)
+    with pytest.raises(MiloraError, match=r"reaches 1 of 15 layers \(.*unused"):
+        add_adapter(model, section, seed=0, jobs=1, course=course)
+
+
 def test_adalora_ends_at_its_rank_on_average(small_recipe, tmp_path):
     done = run_milora("train", small_recipe, "adapter.method=adalora", "--runs", tmp_path)
     assert done.returncode == 0, done.stderr

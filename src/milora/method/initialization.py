@@ -19,12 +19,18 @@ from milora.method.errors import MiloraError, MiloraWarning
 from milora.method.factors import Choice, check_same_factors, decompose_layers, decompose_together
 from milora.method.layers import ready_layers, tied_weights
 from milora.method.options import Components, Form, Weighting
-from milora.method.origin import check_base, describe_bases
+from milora.method.origin import check_origins, describe_bases
 from milora.method.solver.certificate import Certificate
 from milora.method.variant.config import MiloraConfig, lora_config, make_milora_config
 from milora.method.variant.linear import attach_factors
 from milora.method.variant.residual import attach_residual
-from milora.method.variant.weights import base_weight, read_weight, trained_factors
+from milora.method.variant.weights import (
+    base_weight,
+    decode_description,
+    encode_description,
+    read_weight,
+    trained_factors,
+)
 
 VANISHING = 1e-3  # relative to the largest singular value: below it, B₀ and A₀ are too small to train
 
@@ -106,14 +112,16 @@ def initialize_lora_milora_weights(
         )
     else:
         factors = {name: _factors_from(milora_state_dict, name, layer, adapter_name) for name, layer in layers.items()}
-        for name, layer in layers.items():
-            check_base(name, layer, factors[name].A, factors[name].B)
         check_same_factors(factors)
 
     pairs = {name: (found.A, found.B) for name, found in factors.items()}
+    sentences: list[str] = []
+    if milora_state_dict is not None:
+        origins = {name: decode_description(milora_state_dict[f"{name}.{_BASE}"]) for name in layers}
+        sentences = check_origins(layers, origins, pairs, certified=True)
     rounding_errors = start_layers(model, adapter_name, layers, pairs, form)
     reports = {name: report_layer(found, rounding_errors[name]) for name, found in factors.items()}
-    sentences = find_warnings(reports, weighting)
+    sentences += find_warnings(reports, weighting)
     for sentence in sentences:
         warnings.warn(sentence, MiloraWarning, stacklevel=2)
     return InitializationReport(reports, time.perf_counter() - started, sentences)
@@ -131,8 +139,8 @@ def get_milora_state_dict(
 ) -> dict[str, Tensor]:
     """Decompose the base weights of an adapter's layers; the model does not change.
 
-    Returns `{layer}.lora_A.weight` `(r, in)`, `{layer}.lora_B.weight` `(out, r)` and `{layer}.singular_values`
-    `(r + 1,)`, those of the band and then the largest of the weight, all on the CPU.
+    Returns `{layer}.lora_A.weight` `(r, in)`, `{layer}.lora_B.weight` `(out, r)`, `{layer}.singular_values` `(r + 1,)`,
+    those of the band and then the largest of the weight, and `{layer}.base`, a digest of the weight, all on the CPU.
 
     Args:
         model, adapter_name, components, weighting, seed, jobs, cache: see `initialize_lora_milora_weights`.
@@ -146,10 +154,11 @@ def get_milora_state_dict(
     for name, factors in decompose_layers(layers, adapter_name, choice, _reader(layers), jobs=jobs, cache=cache):
         values = torch.cat([factors.singular_values, factors.singular_values.new_tensor([factors.largest])])
         state |= {f"{name}.lora_A.weight": factors.A, f"{name}.lora_B.weight": factors.B, f"{name}.{_VALUES}": values}
+    state |= {f"{name}.{_BASE}": encode_description(text) for name, text in describe_bases(layers).items()}
     return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
 
 
-_VALUES = "singular_values"
+_VALUES, _BASE = "singular_values", "base"
 
 
 def _reader(layers: dict[str, LoraLinear]) -> Callable[[str], Tensor]:
@@ -205,7 +214,7 @@ def _combine_ordinary(model: PeftModel, adapters: list[str], *args: Any, **kwarg
 
 def _factors_from(state: dict[str, Tensor], name: str, layer: LoraLinear, adapter_name: str) -> Factors:
     try:
-        A, B, values = (state[f"{name}.{key}"] for key in ("lora_A.weight", "lora_B.weight", _VALUES))
+        A, B, values, _ = (state[f"{name}.{key}"] for key in ("lora_A.weight", "lora_B.weight", _VALUES, _BASE))
     except KeyError as error:
         raise MiloraError(f"milora_state_dict has no {error}", "make it with get_milora_state_dict") from error
     if A.shape[0] != len(trained_factors(layer, adapter_name)[0]):
