@@ -5,11 +5,15 @@ is an ordinary LoRA; A₀ or B₀ among the parameters.
 """
 
 import copy
+import json
 import pickle
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_lorafa_optimizer
+from peft.utils.hotswap import hotswap_adapter
+from safetensors.torch import load_file
 
 import milora
 from milora import MiloraError
@@ -136,3 +140,56 @@ def test_the_initial_factors_are_not_parameters(tmp_path):
     model.train().requires_grad_(True)
     model(torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
     assert all("lora_" not in name or parameter.grad is not None for name, parameter in model.named_parameters())
+
+
+def test_a_model_of_its_own_from_the_adapters_config():
+    model = get_peft_model(make_llama(), _start(_config()).peft_config["default"])
+    milora.initialize_lora_milora_weights(model)
+    assert torch.equal(logits_of(model), logits_of(make_llama()))
+
+
+def test_an_ordinary_lora_that_was_saved_with_the_adapters_config_says_what_to_do(tmp_path):
+    model = train_briefly(get_peft_model(make_llama(), _start(_config()).peft_config["default"]))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(MiloraError, match='set "init_lora_weights": true'):
+        milora.load_milora(make_llama(), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": True}))
+    assert torch.equal(logits_of(PeftModel.from_pretrained(make_llama(), tmp_path)), logits_of(model))
+
+
+def test_layers_that_are_saved_with_the_adapter_are_copied_as_trl_copies_them():
+    model = train_briefly(_start(_config(modules_to_save=["lm_head"])))
+    trained = logits_of(model)
+    model.add_adapter("ref", model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if ".default." in name:
+            model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
+    model.set_adapter("ref")
+    assert torch.equal(logits_of(model), trained)
+
+
+def test_lora_fas_optimizer_freezes_a_alone():
+    model = _start(_config())
+    optimizer = create_lorafa_optimizer(model=model, r=4, lora_alpha=4, lr=1e-2)
+    start, tokens = logits_of(model), torch.arange(20).reshape(2, 10)
+    model.train()(tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    frozen = {
+        name.rpartition(".lora_")[2] for name, p in model.named_parameters() if "lora_" in name and not p.requires_grad
+    }
+    assert frozen == {"A.default.weight"} and not torch.equal(logits_of(model), start)
+
+
+def test_a_milora_adapter_is_hot_swapped_for_another(tmp_path):
+    trained = train_briefly(_start(_config()))
+    trained.save_pretrained(tmp_path)
+    model = _start(_config(), components="principal")
+    hotswap_adapter(model, tmp_path, adapter_name="default", torch_device="cpu")
+    assert torch.equal(logits_of(model), logits_of(trained))
+
+
+def test_the_export_contains_nothing_else(tmp_path):
+    milora.save_milora_as_lora(tmp_path, _start(_config()))
+    names = {name.rpartition(".lora_")[2] for name in load_file(tmp_path / "adapter_model.safetensors")}
+    assert names == {"A.weight", "B.weight"}

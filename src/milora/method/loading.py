@@ -130,7 +130,11 @@ def _start_layers(
         try:
             initial[name] = state[f"{name}.{INITIAL_A}.weight"], state[f"{name}.{INITIAL_B}.weight"]
         except KeyError as error:
-            raise MiloraError(f"the adapter's file lacks {error}", "save the adapter again") from error
+            raise MiloraError(
+                f"the adapter's file lacks {error}",
+                "save it again; if it was trained as an ordinary LoRA with a MiLoRA adapter's config, set "
+                '"init_lora_weights": true in adapter_config.json',
+            ) from error
         origin = state.get(f"{name}.{ORIGIN}.weight")  # absent from adapters of before it was recorded
         origins[name] = UNKNOWN if origin is None else decode_description(origin)
     unproven = check_origins(layers, origins, initial, certified=certified)
