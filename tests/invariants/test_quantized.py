@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import milora
-from milora import MiloraError
+from milora import MiloraError, MiloraWarning
 from milora.method.variant.weights import read_weight
 from milora.models.base import attach_adapter, load_model
 from milora.models.export import export_run
@@ -46,6 +46,26 @@ def test_quantized_base_trains_and_reloads(load_quantized, tmp_path):
     assert drift(logits_of(milora.load_milora(load_quantized(), tmp_path)), trained) < 1e-5
     with pytest.raises(MiloraError, match="quantized"):
         model.merge_adapter()
+
+
+def test_what_is_proven_of_a_quantized_base(load_quantized, load_small, tmp_path, recwarn):
+    add_milora(load_quantized(), target_modules=["v_proj"]).save_pretrained(tmp_path)
+    milora.load_milora(load_quantized(), tmp_path)
+    assert not [warning for warning in recwarn if warning.category is MiloraWarning]
+    if load_quantized().config.quantization_config.load_in_8bit:  # which is near the weights that it rounds
+        with pytest.warns(MiloraWarning, match="have float32 weights, and the adapter was made from 8bit ones"):
+            milora.load_milora(load_small(), tmp_path)
+    else:
+        with pytest.raises(MiloraError, match="the mismatch is"):
+            milora.load_milora(load_small(), tmp_path)
+
+
+def test_the_reference_of_preference_trainers_is_the_quantized_start(load_quantized):
+    model = train_briefly(add_milora(load_quantized(), target_modules=["v_proj"]))
+    trained = logits_of(model)
+    model.add_adapter("ref", model.peft_config["default"])
+    model.set_adapter("ref")
+    assert torch.equal(logits_of(model), trained)
 
 
 def test_factors_are_those_of_the_dequantized_weight(load_quantized):
@@ -97,7 +117,7 @@ def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_small
     before, after = run.read(TrainingRecord).held_out_loss
     assert after < before - 0.1
     factors = load_file(run.adapter / "adapter_model.safetensors")
-    assert {tensor.dtype for tensor in factors.values()} == {torch.float32}
+    assert {tensor.dtype for name, tensor in factors.items() if "initial_base" not in name} == {torch.float32}
     # In bf16 most of AdamW's steps would have been rounded away.
     trained = [tensor for name, tensor in factors.items() if ".lora_A." in name]
     assert all((tensor != tensor.bfloat16()).float().mean() > 0.9 for tensor in trained)

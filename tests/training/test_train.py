@@ -96,3 +96,11 @@ def test_float16_needs_loss_scaling(small_recipe, tmp_path):
     run = create_run(locate(load_recipe(small_recipe, ["model.dtype=float16"]), tmp_path))
     with pytest.raises(MiloraError, match="loss scaling, which needs a GPU"):
         train(run)
+
+
+@pytest.mark.parametrize("method", ["milora", "lora"])
+def test_the_adapter_records_the_revision_of_its_base(small_recipe, tmp_path, method):
+    changes = [f"adapter.method={method}", "model.revision=main", "training.max_steps=1", "training.report_to=none"]
+    run = create_run(locate(load_recipe(small_recipe, changes), tmp_path))
+    train(run)
+    assert json.loads((run.adapter / "adapter_config.json").read_text())["revision"] == "main"
