@@ -368,9 +368,7 @@ def test_an_adapter_that_does_not_fit_is_refused(load_small, small_model, tmp_pa
 
 
 def test_an_adapter_is_scored_on_the_revision_of_its_base(tmp_path):
-    model = get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"], revision="v1.1"))
-    model.peft_config["default"].base_model_name_or_path = "someone/base"
-    model.save_pretrained(tmp_path)
+    LoraConfig(base_model_name_or_path="someone/base", revision="v1.1").save_pretrained(tmp_path)
     section = resolve_target(str(tmp_path)).model
     assert (section.name, section.revision) == ("someone/base", "v1.1")
 
