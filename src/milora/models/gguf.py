@@ -1,0 +1,130 @@
+"""An ordinary LoRA → llama.cpp's adapter, in GGUF.
+
+The tensors are those of llama.cpp's own convert_lora_to_gguf.py, byte for byte. That script ignores rsLoRA, rank
+patterns and alpha patterns; here they are part of B.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from peft import LoraConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from milora.method.errors import MiloraError
+from milora.method.files import replacing
+
+# transformers' model_type → llama.cpp's architecture, as far as each linear layer is one tensor there, unchanged or with
+# its rows in another order.
+ARCHITECTURES = {
+    "cohere": "command-r",
+    "cohere2": "cohere2",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "gpt2": "gpt2",
+    "granite": "granite",
+    "llama": "llama",
+    "ministral3": "mistral3",
+    "mistral": "llama",
+    "olmo": "olmo",
+    "olmo2": "olmo2",
+    "phi": "phi2",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "smollm3": "smollm3",
+    "starcoder2": "starcoder2",
+}
+# Rotary embeddings turn pairs of rows: i and i + d/2 of a head in transformers, neighbors in these of llama.cpp's.
+NEIGHBORS = ("granite", "llama", "mistral3", "olmo", "smollm3")
+MERGE = "use --as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
+
+
+def find_architecture(model: PreTrainedConfig) -> str:
+    """Return llama.cpp's name of a model's architecture.
+
+    Raises:
+        MiloraError: it is not one that adapters are written for, or the package gguf is not installed.
+    """
+    if model.model_type not in ARCHITECTURES:
+        raise MiloraError(
+            f"--as gguf is written for {', '.join(ARCHITECTURES)}, not for {model.model_type}",
+            "try llama.cpp's convert_lora_to_gguf.py with the folder that --as lora writes",
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise MiloraError("--as gguf needs the package gguf", "pip install 'milora[train]'")
+    return ARCHITECTURES[model.model_type]
+
+
+def write_gguf(file: Path, lora: Path, model: PreTrainedConfig, base: str) -> None:
+    """Write the LoRA in the folder `lora`, in PEFT's layout, as a float32 adapter of llama.cpp; `base` names its base.
+
+    Raises:
+        MiloraError: see `find_architecture`; or the adapter contains what llama.cpp's adapters cannot.
+    """
+    architecture = find_architecture(model)
+    config = LoraConfig.from_pretrained(str(lora))
+    layers = _pair_factors(config, load_file(lora / SAFETENSORS_WEIGHTS_NAME))
+    import gguf  # optional
+
+    writer = gguf.GGUFWriter(None, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, base)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(config.lora_alpha))
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, model.num_hidden_layers)
+    for layer, (A, B) in layers.items():
+        name = names.get_name(layer)
+        if name is None or layer == "lm_head" and model.tie_word_embeddings:
+            raise MiloraError(f"{layer}: llama.cpp's {architecture} does not have this tensor", MERGE)
+        B = B.float() * _fold(config, layer, B.shape[1])
+        if architecture in NEIGHBORS:
+            B = _bring_pairs_together(layer, B, model)
+        writer.add_tensor(f"{name}.weight.lora_a", A.float().numpy())
+        writer.add_tensor(f"{name}.weight.lora_b", B.contiguous().numpy())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as unfinished:
+        writer.write_header_to_file(unfinished)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _pair_factors(config: LoraConfig, state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return A and B of each layer by name.
+
+    Raises:
+        MiloraError: there is something else that llama.cpp would not apply.
+    """
+    if config.use_dora:
+        raise MiloraError("llama.cpp does not support DoRA", MERGE)
+    pairs = {}
+    for key, A in state.items():
+        layer, is_A, _ = key.rpartition(".lora_A.weight")
+        if is_A:
+            pairs[layer.removeprefix("base_model.model.")] = A, state[f"{layer}.lora_B.weight"]
+        elif not key.endswith(".lora_B.weight") and ".base_layer." not in key:  # PEFT's copy of a targeted lm_head
+            raise MiloraError(f"llama.cpp's adapters contain factors of linear layers alone, and not {key}", MERGE)
+    return pairs
+
+
+def _fold(config: LoraConfig, layer: str, rank: int) -> float:
+    """Return the layer's scaling relative to lora_alpha / rank, which llama.cpp multiplies by."""
+    alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), layer), config.lora_alpha)
+    scaling = alpha / rank**0.5 if config.use_rslora else alpha / rank
+    return float(scaling / (config.lora_alpha / rank))
+
+
+def _bring_pairs_together(layer: str, B: Tensor, model: PreTrainedConfig) -> Tensor:
+    """Return B `(out, r)` with the rows of q_proj and k_proj in llama.cpp's order."""
+    heads = {"q_proj": model.num_attention_heads, "k_proj": model.num_key_value_heads}.get(layer.rpartition(".")[2])
+    if heads is None:
+        return B
+    return B.reshape(heads, 2, -1, B.shape[1]).swapaxes(1, 2).reshape(B.shape)
