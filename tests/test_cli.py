@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import milora
@@ -20,6 +21,7 @@ from milora.run.recipe import load_recipe
 from milora.training.checkpoints import CompletionMark
 from milora.training.prepare import locate
 from tests.conftest import drift, logits_of
+from tests.served import read_gguf
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -192,6 +194,21 @@ def test_exports_agree(finished, small_model, call, tmp_path):
     AutoTokenizer.from_pretrained(tmp_path / "merged")
 
 
+def test_an_export_for_llama_cpp(finished, call, tmp_path):
+    """Its factors are those of the LoRA that the run exported."""
+    _, run = finished
+    code, out, err = call("export", run, "--as", "gguf")
+    assert (code, out.strip()) == (0, str(run / "export" / "gguf" / "adapter.gguf")), err
+    _, tensors = read_gguf(out.strip())
+    state = load_file(run / "export" / "lora" / "adapter_model.safetensors")
+    for factor in "ab":
+        exported = state[f"base_model.model.model.layers.1.mlp.up_proj.lora_{factor.upper()}.weight"]
+        assert torch.equal(tensors[f"blk.1.ffn_up.weight.lora_{factor}"], exported)
+    assert len(tensors) == len(state)
+    code, out, err = call("export", run, "--as", "gguf", "--rank", 2, "-o", tmp_path / "few")
+    assert code == 0 and read_gguf(out.strip())[1]["blk.0.attn_q.weight.lora_a"].shape[0] == 2, err
+
+
 def test_lora_is_a_method_too(small_recipe, call, tmp_path):
     overrides = ["adapter.method=lora", "training.max_steps=2", "evaluation.limit=2"]
     code, out, err = call("run", small_recipe, *overrides, "--runs", tmp_path)
@@ -200,6 +217,8 @@ def test_lora_is_a_method_too(small_recipe, call, tmp_path):
     assert f"exported {run}/export/lora" in out
     exported, trained = (run / folder / "adapter_model.safetensors" for folder in ("export/lora", "adapter"))
     assert exported.read_bytes() == trained.read_bytes()
+    code, out, err = call("export", run, "--as", "gguf")
+    assert code == 0 and len(read_gguf(out.strip())[1]) == len(load_file(exported)), err
 
 
 def test_eval_of_other_tasks(finished, call, data_dir):
@@ -257,7 +276,9 @@ BAD = [
     (("eval", "RUN", "--tasks", "gsm9k"), "there is no task gsm9k"),
     (("eval", "RUN", "--backend", "server"), "a server needs its url"),
     (("export", "RUN", "--as", "lora", "--rank", "99"), "rank=99 is outside 1 … 8"),
+    (("export", "RUN", "--as", "gguf", "--rank", "99"), "rank=99 is outside 1 … 8"),
     (("export", "RUN", "--as", "merged", "--rank", "2"), "--rank 2 recompresses a LoRA"),
+    (("export", "RUN", "--as", "ggml"), "is not one of 'lora', 'gguf', 'merged', 'residual'"),
     (("eval", "RUN", "--tasks", "gsm8k", "--data-dir", "/nowhere"), "does not exist"),
     (("train", "RECIPE", "--runs", "/dev/null/runs"), "Not a directory"),
 ]

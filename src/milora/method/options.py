@@ -23,7 +23,7 @@ Quantization = Literal["nf4", "int8"]
 Method = Literal["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora", "lora_ga", "adalora", "full"]
 """How a model is fine-tuned."""
 
-Export = Literal["lora", "merged", "residual"]
+Export = Literal["lora", "gguf", "merged", "residual"]
 """The format in which a trained run is exported."""
 
 TemplateName = Literal["auto", "chat", "plain", "alpaca", "commonsense", "tulu", "vicuna"]

@@ -114,7 +114,7 @@ def context_length(section: ModelSection, tokenizer: PreTrainedTokenizerBase) ->
 
     None if neither says, as for models with a recurrent state.
     """
-    text = _load_config(section).get_text_config()
+    text = load_config(section).get_text_config()
     length = getattr(text, "max_position_embeddings", None)
     if length is None and tokenizer.model_max_length < VERY_LARGE_INTEGER:
         length = tokenizer.model_max_length
@@ -188,13 +188,14 @@ def linear_layers(section: ModelSection) -> list[str]:
 
 def load_skeleton(section: ModelSection) -> PreTrainedModel:
     """Build the model from its config alone, its weights on the meta device: names and shapes, no values."""
-    config = _load_config(section)
+    config = load_config(section)
     with loading(section.name), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return model
 
 
-def _load_config(section: ModelSection) -> PreTrainedConfig:
+def load_config(section: ModelSection) -> PreTrainedConfig:
+    """Return the model's config, as `load_model` reads it."""
     name = resolve_model(section.name)
     with loading(section.name):
         config: PreTrainedConfig = AutoConfig.from_pretrained(

@@ -16,36 +16,37 @@ from transformers import PreTrainedConfig
 
 from milora.method.errors import MiloraError
 from milora.method.files import replacing
+from milora.models.card import name_base
 
-# transformers' model_type → llama.cpp's architecture, as far as each linear layer is one tensor there, unchanged or with
-# its rows in another order.
+# transformers' model_type → gguf's architecture, as far as each linear layer is one tensor there, unchanged or with its
+# rows in another order.
 ARCHITECTURES = {
-    "cohere": "command-r",
-    "cohere2": "cohere2",
-    "gemma": "gemma",
-    "gemma2": "gemma2",
-    "gemma3_text": "gemma3",
-    "gpt2": "gpt2",
-    "granite": "granite",
-    "llama": "llama",
-    "ministral3": "mistral3",
-    "mistral": "llama",
-    "olmo": "olmo",
-    "olmo2": "olmo2",
-    "phi": "phi2",
-    "phi3": "phi3",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "smollm3": "smollm3",
-    "starcoder2": "starcoder2",
+    "cohere": "COMMAND_R",
+    "cohere2": "COHERE2",
+    "gemma": "GEMMA",
+    "gemma2": "GEMMA2",
+    "gemma3_text": "GEMMA3",
+    "gpt2": "GPT2",
+    "granite": "GRANITE",
+    "llama": "LLAMA",
+    "mistral": "LLAMA",
+    "olmo": "OLMO",
+    "olmo2": "OLMO2",
+    "phi": "PHI2",
+    "phi3": "PHI3",
+    "qwen2": "QWEN2",
+    "qwen3": "QWEN3",
+    "smollm3": "SMOLLM3",
+    "starcoder2": "STARCODER2",
 }
 # Rotary embeddings turn pairs of rows: i and i + d/2 of a head in transformers, neighbors in these of llama.cpp's.
-NEIGHBORS = ("granite", "llama", "mistral3", "olmo", "smollm3")
+NEIGHBORS = ("GRANITE", "LLAMA", "OLMO", "SMOLLM3")
+FILE = "adapter.gguf"
 MERGE = "use --as merged, and convert that with llama.cpp's convert_hf_to_gguf.py"
 
 
 def find_architecture(model: PreTrainedConfig) -> str:
-    """Return llama.cpp's name of a model's architecture.
+    """Return gguf's word for a model's architecture.
 
     Raises:
         MiloraError: it is not one that adapters are written for, or the package gguf is not installed.
@@ -60,8 +61,8 @@ def find_architecture(model: PreTrainedConfig) -> str:
     return ARCHITECTURES[model.model_type]
 
 
-def write_gguf(file: Path, lora: Path, model: PreTrainedConfig, base: str) -> None:
-    """Write the LoRA in the folder `lora`, in PEFT's layout, as a float32 adapter of llama.cpp; `base` names its base.
+def write_gguf(folder: Path, lora: Path, model: PreTrainedConfig) -> Path:
+    """Write the LoRA in the folder `lora`, in PEFT's layout, as a float32 adapter of llama.cpp; return its file.
 
     Raises:
         MiloraError: see `find_architecture`; or the adapter contains what llama.cpp's adapters cannot.
@@ -71,30 +72,31 @@ def write_gguf(file: Path, lora: Path, model: PreTrainedConfig, base: str) -> No
     layers = _pair_factors(config, load_file(lora / SAFETENSORS_WEIGHTS_NAME))
     import gguf  # optional
 
-    writer = gguf.GGUFWriter(None, architecture)
+    arch = gguf.MODEL_ARCH[architecture]
+    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[arch])
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_base_model_count(1)
-    writer.add_base_model_name(0, base)
+    writer.add_base_model_name(0, name_base(config.base_model_name_or_path or ""))
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(config.lora_alpha))
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(arch, model.num_hidden_layers)
     for layer, (A, B) in layers.items():
         name = names.get_name(layer)
         if name is None or layer == "lm_head" and model.tie_word_embeddings:
-            raise MiloraError(f"{layer}: llama.cpp's {architecture} does not have this tensor", MERGE)
+            raise MiloraError(f"{layer}: llama.cpp's {model.model_type} does not have this tensor", MERGE)
         B = B.float() * _fold(config, layer, B.shape[1])
         if architecture in NEIGHBORS:
             B = _bring_pairs_together(layer, B, model)
         writer.add_tensor(f"{name}.weight.lora_a", A.float().numpy())
         writer.add_tensor(f"{name}.weight.lora_b", B.contiguous().numpy())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as unfinished:
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / FILE) as unfinished:
         writer.write_header_to_file(unfinished)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+    return folder / FILE
 
 
 def _pair_factors(config: LoraConfig, state: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import drift, logits_of, make_gpt2, make_qwen
+from tests.served import read_gguf
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -82,8 +83,14 @@ def test_plain_peft_trains_the_pair_and_gets_a_lora_for_the_original(make, targe
     assert call(*export, "--rank", 2, "-o", tmp_path / "few")[0] == 0
     assert LoraConfig.from_pretrained(tmp_path / "few").r == 2
 
+    code, out, err = call(*export, "--as", "gguf")
+    assert (code, out.strip()) == (0, str(trained / "export" / "gguf" / "adapter.gguf")), err
+    fields, tensors = read_gguf(out.strip())
+    assert fields["general.base_model.0.name"] == f"local:{original.name}"
+    assert len(tensors) == len([name for name in load_file(trained / ADAPTER) if "lora_" in name])
+
     for message, arguments in {
-        "leave --as out": (*export, "--as", "merged"),
+        "use --as lora or --as gguf": (*export, "--as", "merged"),
         "is not a residual model": ("export", trained, "--initial", original),
         "does not contain adapter_model": ("export", original, "--initial", pair),
     }.items():
