@@ -1,7 +1,7 @@
 """The adapter for llama.cpp: its tensors, what it cannot contain, and its answers through llama.cpp's own server.
 
-The names were recorded from llama.cpp's convert_lora_to_gguf.py. Its tensors for these models were the same bytes, but for
-GPT-2, which it transposes once too often.
+The names were recorded from llama.cpp's convert_lora_to_gguf.py. Its tensors for these models were the same bytes, but
+for GPT-2, which it transposes once too often.
 """
 
 import json

@@ -1,29 +1,41 @@
 """Exports a trained adapter to formats that other tools load: an ordinary LoRA, or a residual model and adapter."""
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from milora.method.errors import MiloraError
-from milora.method.files import filling
+from milora.method.errors import MiloraWarning
+from milora.method.files import filling, read_json, write_json
 from milora.method.layers import milora_layers
+from milora.method.ordinary import OrdinaryFactors, describe_ordinary, keep_known, pack_updates
+from milora.method.saving import check_replaceable, find_others, remove_wrappers, save_as_peft, unwrap
 from milora.method.variant.config import lora_config, make_ordinary_config
 from milora.method.variant.linear import update_factors, without_initial
-from milora.method.variant.weights import trained_factors
+from milora.method.variant.weights import base_weight, trained_factors
+
+LARGEST_SERVED = 512  # the largest --max-lora-rank of vLLM 0.26
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """Where a LoRA was written, its rank, and the error ‖ΔW − ΔW_rank‖/‖ΔW‖ (Frobenius) of each layer by name."""
+    """Where a LoRA was written, its rank and dtype, and what others cannot load of it, as sentences.
+
+    Attributes:
+        errors: ‖ΔW − ΔW_written‖/‖ΔW‖ (Frobenius) of each layer by name, by recompression and rounding.
+    """
 
     path: Path
     rank: int
-    errors: dict[str, float]
+    dtype: torch.dtype
+    errors: dict[str, float] = field(repr=False)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def largest_error(self) -> float:
@@ -31,26 +43,40 @@ class ExportReport:
 
 
 def save_milora_as_lora(
-    path: str | Path, model: PeftModel, *, adapter_name: str = "default", rank: int | None = None
+    path: str | Path,
+    model: nn.Module,
+    *,
+    adapter_name: str = "default",
+    rank: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> ExportReport:
     """Write a MiLoRA adapter as one ordinary LoRA for the untouched base, loadable by PEFT, vLLM and llama.cpp.
 
         ΔW = s·(B A − B₀ A₀) = s·[B − B₀, B₀] [A; A − A₀]        rank 2r, exact
 
-    The scaling is folded into B (lora_alpha = r), and smaller ranks of a rank pattern are padded with zeros: readers
-    need not support patterns or rsLoRA.
+    It is what PEFT's `save_pretrained` writes, with other factors. The scaling is folded into B (lora_alpha = r), and
+    smaller ranks of a rank pattern are padded with zeros: readers need not support patterns or rsLoRA.
 
     Args:
         path: the folder to write to.
-        model: the trained model.
+        model: the trained PeftModel, also as torch.compile, DDP or accelerate have wrapped it.
         adapter_name: the adapter to export.
         rank: recompress to this rank by QR of both factors and an SVD of the 2r × 2r core, in float64. The result is
             the best approximation of that rank (Eckart–Young), and the report contains its error.
+        dtype: the dtype of the factors. None is that of the base where ΔW then changes by less than 0.4 %, as servers
+            cast it anyway, and else the one that they were trained in; the report says which.
 
     Raises:
-        MiloraError: the adapter was not initialized by milora, or `rank` is outside 1 … 2r.
+        MiloraError: the adapter was not initialized by milora, `rank` is outside 1 … 2r, a factor overflows in `dtype`,
+            or `path` contains a raw MiLoRA adapter, which would be lost.
     """
-    return write_lora(Path(path), _combine(model, adapter_name, rank))
+    model, path = unwrap(model), Path(path)
+    check_replaceable(path)
+    found = _pack_layers(model, adapter_name, rank, dtype)
+    with filling(path) as folder:
+        beside = save_as_peft(folder, path, model, adapter_name, _replace_factors(model, adapter_name, found))
+        write_json(folder / CONFIG_NAME, describe_ordinary(read_json(folder / CONFIG_NAME), found.rank))
+    return _report(path, found, beside)
 
 
 def replace_by_lora(model: PeftModel, adapter_name: str = "default") -> PeftModel:
@@ -61,105 +87,93 @@ def replace_by_lora(model: PeftModel, adapter_name: str = "default") -> PeftMode
     Raises:
         MiloraError: the adapter was not initialized by milora.
     """
-    found = _combine(model, adapter_name, None)
-    ordinary = PeftModel(model.unload(), found.config, adapter_name)
-    set_peft_model_state_dict(ordinary, found.state, adapter_name)
+    dtype = trained_factors(next(iter(milora_layers(model, adapter_name).values())), adapter_name)[0].dtype
+    found = _pack_layers(model, adapter_name, None, dtype)
+    state = get_peft_model_state_dict(
+        model, _replace_factors(model, adapter_name, found), adapter_name, save_embedding_layers=False
+    )
+    config = make_ordinary_config(lora_config(model, adapter_name))
+    config.r = config.lora_alpha = found.rank
+    config.use_rslora, config.rank_pattern, config.alpha_pattern = False, {}, {}
+    ordinary = PeftModel(model.unload(), config, adapter_name)
+    set_peft_model_state_dict(ordinary, state, adapter_name)
     return ordinary.eval()
 
 
-@dataclass(frozen=True, slots=True)
-class OrdinaryLora:
-    """An adapter that plain PEFT loads, and the recompression error of each layer by name."""
-
-    config: LoraConfig
-    state: dict[str, Tensor]
-    errors: dict[str, float]
-
-
-def _combine(model: PeftModel, adapter_name: str, rank: int | None) -> OrdinaryLora:
-    layers = milora_layers(model, adapter_name)
-    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    state = without_initial(state)
-    updates = {}
-    for name, layer in layers.items():
-        up, down = (factor.detach() for factor in update_factors(layer, adapter_name))
-        updates[name] = up * layer.scaling[adapter_name], down
-    return combine_updates(state, lora_config(model, adapter_name), updates, rank)
-
-
-def combine_updates(
-    state: dict[str, Tensor], config: LoraConfig, updates: dict[str, tuple[Tensor, Tensor]], rank: int | None
-) -> OrdinaryLora:
-    """Return ΔW = up·down of each layer as one ordinary LoRA, with the other tensors of the adapter's `state`.
-
-    `up` is `(out, r)` and includes the scaling, `down` is `(r, in)`. See `save_milora_as_lora` for `rank`.
+def write_lora(path: Path, state: dict[str, Tensor], config: dict[str, Any], found: OrdinaryFactors) -> ExportReport:
+    """Write factors for the layers of an adapter's `state` and `config`, as they are in its files.
 
     Raises:
-        MiloraError: `rank` is out of range.
+        MiloraError: `path` contains a raw MiLoRA adapter.
     """
-    exact_rank = max(up.shape[1] for up, _ in updates.values())
-    if rank is not None and not 1 <= rank <= exact_rank:
-        raise MiloraError(f"rank={rank} is outside 1 … {exact_rank}", f"rank {exact_rank} is exact")
-    written_rank = rank or exact_rank
-    errors: dict[str, float] = {}
-    for name, (up, down) in updates.items():
-        errors[name] = 0.0
-        if up.shape[1] > written_rank:
-            up, down, errors[name] = _compress(up, down, written_rank)
-        missing = written_rank - up.shape[1]
-        state[f"{name}.lora_B.weight"] = torch.nn.functional.pad(up, (0, missing)).cpu().contiguous()
-        state[f"{name}.lora_A.weight"] = torch.nn.functional.pad(down, (0, 0, 0, missing)).cpu().contiguous()
-    config = _ordinary(config)
-    config.r = config.lora_alpha = written_rank
-    config.use_rslora, config.rank_pattern, config.alpha_pattern = False, {}, {}
-    return OrdinaryLora(config, state, errors)
+    check_replaceable(path)
+    for name, (A, B) in found.factors.items():
+        state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"] = A, B
+    with filling(path) as folder:
+        save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        write_json(folder / CONFIG_NAME, describe_ordinary(config, found.rank))
+    return _report(path, found, find_others(state))
 
 
-def write_lora(path: Path, found: OrdinaryLora) -> ExportReport:
-    """Write an ordinary LoRA in PEFT's layout; its files appear once all of them are written."""
-    _write_adapter(path, found.state, found.config)
-    return ExportReport(path, found.config.r, found.errors)
-
-
-def save_residual_pair(path: str | Path, model: PeftModel, *, adapter_name: str = "default") -> None:
+def save_residual_pair(path: str | Path, model: nn.Module, *, adapter_name: str = "default") -> None:
     """Write the paper's form: the residual model W − s·B₀A₀ in `path`, and (A, B) as a LoRA on it in `path`/adapter.
 
     The model is consumed: its weights are the residual ones afterwards. Load it in float32 if rounding matters.
 
     Raises:
-        MiloraError: the adapter was not initialized by milora.
+        MiloraError: the adapter was not initialized by milora, or `path` contains a raw MiLoRA adapter.
     """
+    model, path = unwrap(model), Path(path)
+    for place in (path, path / "adapter"):
+        check_replaceable(place)
     layers = milora_layers(model, adapter_name)
-    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    state = without_initial(state)
-    config = _ordinary(lora_config(model, adapter_name))
-    config.base_model_name_or_path = str(path)
-    _write_adapter(Path(path) / "adapter", state, config)
+    with filling(path / "adapter") as folder:
+        save_as_peft(folder, path / "adapter", model, adapter_name, _own_state(model))
+        saved = read_json(folder / CONFIG_NAME) | {"init_lora_weights": True, "base_model_name_or_path": str(path)}
+        write_json(folder / CONFIG_NAME, keep_known(saved))
     for layer in layers.values():
         trained_factors(layer, adapter_name)[1].data.zero_()  # merging s·B A = 0 leaves W_p
-    with filling(Path(path)) as folder:
+    with filling(path) as folder:
         model.merge_and_unload().save_pretrained(folder)
 
 
-def _compress(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    dtype = up.dtype
-    Q_up, R_up = torch.linalg.qr(up.double())
-    Q_down, R_down = torch.linalg.qr(down.double().T)
-    U, S, Vh = torch.linalg.svd(R_up @ R_down.T)
-    root = S[:rank].sqrt()
-    norm = torch.linalg.norm(S)
-    error = (torch.linalg.norm(S[rank:]) / norm).item() if norm > 0 else 0.0
-    return ((Q_up @ U[:, :rank]) * root).to(dtype), (root[:, None] * Vh[:rank] @ Q_down.T).to(dtype), error
+def _pack_layers(model: PeftModel, adapter_name: str, rank: int | None, dtype: torch.dtype | None) -> OrdinaryFactors:
+    layers = milora_layers(model, adapter_name)
+    updates = {}
+    for name, layer in layers.items():
+        up, down = update_factors(layer, adapter_name)
+        updates[name] = up * layer.scaling[adapter_name], down
+    stored = {base_weight(layer).dtype for layer in layers.values()}
+    base = stored.pop() if len(stored) == 1 else None
+    usable = base is not None and base.is_floating_point and base.itemsize > 1
+    return pack_updates(updates, rank, dtype, base if usable else None)
 
 
-def _ordinary(config: LoraConfig) -> LoraConfig:
-    """Return a copy of the adapter's config that plain PEFT can load."""
-    config = make_ordinary_config(config)
-    config.inference_mode = True
-    return config
+def _replace_factors(model: PeftModel, adapter_name: str, found: OrdinaryFactors) -> dict[str, Tensor]:
+    """Return the model's state by its own names, with other factors."""
+    state = _own_state(model)
+    for name, (A, B) in found.factors.items():
+        for part, factor in (("lora_A", A), ("lora_B", B)):
+            state[f"{remove_wrappers(name)}.{part}.{adapter_name}.weight"] = factor
+    return state
 
 
-def _write_adapter(path: Path, state: dict[str, Tensor], config: LoraConfig) -> None:
-    with filling(path) as folder:
-        save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        config.save_pretrained(str(folder))
+def _own_state(model: PeftModel) -> dict[str, Tensor]:
+    return without_initial({remove_wrappers(key): value for key, value in model.state_dict().items()})
+
+
+def _report(path: Path, found: OrdinaryFactors, others: list[str]) -> ExportReport:
+    said = []
+    if others:
+        named = others[0].removeprefix("base_model.model.")
+        said.append(
+            f"the adapter contains {len(others)} whole tensor(s) beside its factors, {named} first: PEFT loads them, "
+            "vLLM and llama.cpp do not. Serve what model.merge_and_unload() returns there"
+        )
+    if found.rank > LARGEST_SERVED:
+        said.append(
+            f"vLLM serves ranks up to {LARGEST_SERVED}, and this adapter has {found.rank}: recompress it by rank="
+        )
+    for sentence in said:
+        warnings.warn(sentence, MiloraWarning, stacklevel=3)
+    return ExportReport(path, found.rank, found.dtype, found.errors, said)

@@ -119,7 +119,8 @@ def _pair_factors(config: LoraConfig, state: dict[str, Tensor]) -> dict[str, tup
 
 def _fold(config: LoraConfig, layer: str, rank: int) -> float:
     """Return the layer's scaling relative to lora_alpha / rank, which llama.cpp multiplies by."""
-    alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), layer), config.lora_alpha)
+    patterns = config.alpha_pattern or {}
+    alpha = patterns.get(get_pattern_key(list(patterns), layer), config.lora_alpha)
     scaling = alpha / rank**0.5 if config.use_rslora else alpha / rank
     return float(scaling / (config.lora_alpha / rank))
 

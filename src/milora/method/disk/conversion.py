@@ -11,8 +11,9 @@ from torch import Tensor
 
 from milora.method.disk.start import ADAPTER, RECORD
 from milora.method.errors import MiloraError
-from milora.method.export import ExportReport, combine_updates, write_lora
+from milora.method.export import ExportReport, write_lora
 from milora.method.files import hash_file, read_json
+from milora.method.ordinary import pack_updates
 from milora.method.variant.linear import join_factors
 
 ANOTHER_START = "pass the residual model that the adapter was trained on"
@@ -53,8 +54,10 @@ def convert_adapter(path: Path, trained: Path, initial: Path, *, rank: int | Non
             )
         up, down = join_factors(A, B, A0, B0)
         updates[name] = up * scaling, down
-    adapter.config.base_model_name_or_path = record["options"]["model"]
-    return write_lora(path, combine_updates(state, adapter.config, updates, rank))
+    options = record["options"]
+    config = read_json(trained / CONFIG_NAME)
+    config |= {"base_model_name_or_path": options["model"], "revision": options.get("revision")}
+    return write_lora(path, state, config, pack_updates(updates, rank, None))
 
 
 def is_residual_model(folder: Path) -> bool:
