@@ -26,6 +26,9 @@ def init(
     components: Annotated[Components, typer.Option(help="Which singular components to start from.")] = "minor",
     form: Annotated[Form, typer.Option(help="residual also writes the model W − s·B₀A₀.")] = "intact",
     weighting: Annotated[Weighting, typer.Option(help="Whether singular values go into the factors.")] = "singular",
+    rslora: Annotated[bool | None, typer.Option("--rslora", help="Scale by alpha/√r, and not by alpha/r.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the random components.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="A branch, tag, or commit of a hub model.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Weights decomposed at a time; default: all cores.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A folder that keeps factors for other runs.")] = None,
 ) -> None:
@@ -35,10 +38,11 @@ def init(
     command resumes where it stopped.
     """
     adapter = validate(AdapterSection, given(context, AdapterSection))
-    section = validate(ModelSection, {"name": locate("model.name", model, Path.cwd())})
+    section = validate(ModelSection, {"name": locate("model.name", model, Path.cwd()), **given(context, ModelSection)})
     from milora.models.init import write_start
 
-    for warning in write_start(section, adapter, output, jobs=jobs or os.cpu_count() or 1, cache=cache):
+    jobs = jobs or os.cpu_count() or 1
+    for warning in write_start(section, adapter, output, seed=seed, jobs=jobs, cache=cache):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(output)
 
@@ -56,7 +60,8 @@ def export(
 ) -> None:
     """Write a trained run in a form that other tools load.
 
-    The forms are an ordinary LoRA, a merged model, and the paper's residual model with its adapter.
+    The forms are an ordinary LoRA, the same for llama.cpp (gguf), a merged model, and the paper's residual model with
+    its adapter.
 
     With --initial: convert an adapter that another trainer made on a residual model from milora init into an ordinary
     LoRA for the original model.

@@ -15,7 +15,7 @@ from milora.run.recipe import AdapterSection, ModelSection
 
 
 def write_start(
-    model: ModelSection, section: AdapterSection, output: Path, *, jobs: int, cache: Path | None = None
+    model: ModelSection, section: AdapterSection, output: Path, *, seed: int, jobs: int, cache: Path | None = None
 ) -> list[str]:
     """Write the section's untrained adapter of a model on disk; return warnings, as sentences.
 
@@ -33,6 +33,6 @@ def write_start(
         peft_model = get_peft_model(skeleton, make_config(section), revision=model.revision)
     except ValueError as error:
         raise MiloraError(str(error), "choose target modules that the model has") from error
-    choice = Choice(section.components, section.weighting)
+    choice = Choice(section.components, section.weighting, seed)
     with locked(output):
         return initialize_checkpoint(peft_model, folder, output, choice, form=section.form, jobs=jobs, cache=cache)

@@ -84,7 +84,7 @@ def make_config(section: AdapterSection) -> LoraConfig:
         r=section.rank,
         lora_alpha=section.alpha or section.rank,
         lora_dropout=section.dropout,
-        use_rslora=section.method == "rslora",
+        use_rslora=section.method == "rslora" or section.rslora,
         use_dora=section.method == "dora",
         init_lora_weights="mica" if section.method == "mica" else True,
         target_modules=section.target_modules,

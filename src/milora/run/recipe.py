@@ -43,6 +43,7 @@ class AdapterSection(Section):
     method: Method = "milora"
     rank: Positive = 32
     alpha: Positive | None = None  # None: the rank, so that the scaling is 1
+    rslora: bool = False  # the scaling is alpha/√r, and not alpha/r
     dropout: Fraction = 0.0
     target_modules: Targets = "all-linear"
     rank_pattern: dict[str, Positive] = {}
@@ -67,7 +68,13 @@ class AdapterSection(Section):
 
 
 ON_QUANTIZED = ("milora", "lora", "rslora", "loraplus")  # methods that at most read the base's weights
-OWN_OPTIONS = {"components": "milora", "form": "milora", "weighting": "milora", "loraplus_ratio": "loraplus"}
+OWN_OPTIONS = {
+    "rslora": "milora",
+    "components": "milora",
+    "form": "milora",
+    "weighting": "milora",
+    "loraplus_ratio": "loraplus",
+}
 
 
 class Source(Section):

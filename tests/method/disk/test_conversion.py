@@ -3,6 +3,7 @@
 Broken by: a pair that needs milora, a pair that is not the base at step 0, a conversion with other initial factors.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -89,6 +90,14 @@ def test_plain_peft_trains_the_pair_and_gets_a_lora_for_the_original(make, targe
     assert fields["general.base_model.0.name"] == f"local:{original.name}"
     assert len(tensors) == len([name for name in load_file(trained / ADAPTER) if "lora_" in name])
 
+    moved = tmp_path / "moved" / "start"
+    moved.parent.mkdir()
+    pair.rename(moved)
+    assert call("export", trained, "--initial", moved, "-o", tmp_path / "again")[0] == 0
+    again, first = (folder / ADAPTER for folder in (tmp_path / "again", trained / "export" / "lora"))
+    assert again.read_bytes() == first.read_bytes()
+    moved.rename(pair)
+
     for message, arguments in {
         "use --as lora or --as gguf": (*export, "--as", "merged"),
         "is not a residual model": ("export", trained, "--initial", original),
@@ -99,6 +108,12 @@ def test_plain_peft_trains_the_pair_and_gets_a_lora_for_the_original(make, targe
     _refuse(call, f"was trained on {pair}", "export", trained, "--initial", tmp_path / "principal")
     config, weights = trained / "adapter_config.json", trained / ADAPTER
     whole, state = config.read_text(), load_file(weights)
+    forgotten = json.loads(whole) | {"revision": None}  # by a trainer that writes a config of its own
+    config.write_text(json.dumps(forgotten))
+    assert call(*export)[0] == 0
+    config.write_text(json.dumps(forgotten | {"base_model_name_or_path": "/elsewhere"}))
+    _refuse(call, "its trainer did not keep the revision", *export)
+    _refuse(call, f'"revision": "{json.loads(whole)["revision"]}"', *export)
     config.write_text(whole.replace('"lora_alpha": 8', '"lora_alpha": 16'))
     _refuse(call, "has lora_alpha=16", *export)
     config.write_text(whole)

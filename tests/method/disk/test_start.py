@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -173,3 +173,53 @@ def test_a_hub_model_is_read_from_its_snapshot(call, tmp_path, monkeypatch):
     assert code == 0, err
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "someone/model"
+
+
+@pytest.mark.parametrize(
+    ("flags", "config", "options"),
+    [
+        (("--rslora", "--alpha", 6), {"use_rslora": True, "lora_alpha": 6}, {}),
+        (("--components", "random", "--seed", 3), {"lora_alpha": 4}, {"components": "random", "seed": 3}),
+        (("--weighting", "orthonormal"), {"lora_alpha": 4}, {"weighting": "orthonormal"}),
+    ],
+    ids=["rslora", "seed", "weighting"],
+)
+@pytest.mark.parametrize("form", ["intact", "residual"])
+def test_the_options_are_those_of_recipes(flags, config, options, form, call, tmp_path):
+    make_llama().save_pretrained(tmp_path / "model")
+    init = ("init", tmp_path / "model", "--rank", 4, "--targets", "v_proj", "--form", form)
+    code, _, err = call(*init, *flags, "-o", tmp_path / "out")
+    assert code == 0, err
+    model = get_peft_model(_load(tmp_path / "model"), LoraConfig(r=4, target_modules=["v_proj"], **config))
+    milora.initialize_lora_milora_weights(model, **options)
+    folder = tmp_path / "out" / ("" if form == "intact" else "adapter")
+    written, expected = load_file(folder / ADAPTER), get_peft_model_state_dict(model)
+    for name in written.keys() & {name for name in expected if ".lora_A." in name or ".lora_B." in name}:
+        assert torch.equal(written[name], expected[name])
+    saved = LoraConfig.from_pretrained(folder)
+    assert (saved.use_rslora, saved.lora_alpha) == (config.get("use_rslora", False), config["lora_alpha"])
+    code, _, err = call(*init, "-o", tmp_path / "out")
+    assert code == 2 and "was made with" in err
+
+
+def test_a_revision_is_read_and_written(call, tmp_path, monkeypatch):
+    """Broken by: another revision's weights, or an adapter that does not name the one that it was made from."""
+    repository = tmp_path / "hub" / "models--someone--model"
+    (repository / "refs").mkdir(parents=True)
+    for name, digit, make in (("main", "0", make_qwen), ("v2", "1", make_llama)):
+        (repository / "refs" / name).write_text(digit * 40)
+        make().save_pretrained(repository / "snapshots" / (digit * 40))
+    for module in ("huggingface_hub.constants", "transformers.utils.hub"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    options = ("init", "someone/model", "--rank", 4, "--targets", "o_proj", "--revision", "v2")
+    code, _, err = call(*options, "-o", tmp_path / "out")
+    assert code == 0, err
+    assert LoraConfig.from_pretrained(tmp_path / "out").revision == "v2"
+    model = milora.load_milora(make_llama(), tmp_path / "out")
+    assert torch.equal(logits_of(model), logits_of(make_llama()))
+    assert call(*options, "--form", "residual", "-o", tmp_path / "pair")[0] == 0
+    assert (
+        call("export", tmp_path / "pair" / "adapter", "--initial", tmp_path / "pair", "-o", tmp_path / "lora")[0] == 0
+    )
+    assert LoraConfig.from_pretrained(tmp_path / "lora").revision == "v2"

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from milora.method.disk.start import ADAPTER, RECORD
+from milora.method.disk.start import ADAPTER, RECORD, name_start
 from milora.method.errors import MiloraError
 from milora.method.export import ExportReport, write_lora
 from milora.method.files import hash_file, read_json
@@ -38,6 +38,7 @@ def convert_adapter(path: Path, trained: Path, initial: Path, *, rank: int | Non
     record = _read_record(initial)
     start = _read_adapter(initial / ADAPTER)
     adapter = _read_adapter(trained)
+    _check_same_start(trained, adapter.config, initial, record["adapter_sha256"])
     _check_same_shape(trained, adapter, initial, start)
     # PEFT saves a targeted lm_head beside its factors: here it is W − s·B₀A₀, which does not belong to the base.
     state = {name: tensor for name, tensor in adapter.state.items() if ".base_layer." not in name}
@@ -85,13 +86,19 @@ def _read_record(initial: Path) -> dict[str, Any]:
     return record
 
 
-def _check_same_shape(trained: Path, adapter: _Adapter, initial: Path, start: _Adapter) -> None:
-    named = adapter.config.base_model_name_or_path
-    if Path(str(named)).resolve() != initial.resolve():
+def _check_same_start(trained: Path, config: LoraConfig, initial: Path, digest: str) -> None:
+    """Raise unless the adapter was trained on this start, wherever that is now."""
+    base, revision, own = config.base_model_name_or_path, config.revision, name_start(digest)
+    if (revision or own) != own:
+        raise MiloraError(f"{trained} was trained on {base}, which was {revision}; {initial} is {own}", ANOTHER_START)
+    if revision is None and Path(str(base)).resolve() != initial.resolve():
         raise MiloraError(
-            f"{trained} was trained on {named}, not on {initial}",
-            "pass that folder, or if it was moved, fix base_model_name_or_path in the adapter's config",
+            f"{trained} was trained on {base}, not on {initial}, and its trainer did not keep the revision",
+            f'pass that folder, or if this is it, set "revision": "{own}" in {trained / CONFIG_NAME}',
         )
+
+
+def _check_same_shape(trained: Path, adapter: _Adapter, initial: Path, start: _Adapter) -> None:
     for option in SHAPING:
         found, expected = getattr(adapter.config, option), getattr(start.config, option)
         if found != expected:

@@ -129,6 +129,7 @@ class _Work:
         reports = {name: replace(report, rounding_error=errors[name]) for name, report in reports.items()}
         config = make_ordinary_config(config)
         config.base_model_name_or_path = str(output.resolve())
+        config.revision = name_start(digest := hash_file(factors))
         self._write_config(adapter, config)
         for file in checkpoint.companions:
             if file.name not in LAST:
@@ -137,7 +138,7 @@ class _Work:
             "options": options,
             "warnings": find_warnings(reports, self.choice.weighting) + _warn_of_rounding(errors),
             # These two are needed to subtract A₀ and B₀ from a trained adapter.
-            "adapter_sha256": hash_file(factors),
+            "adapter_sha256": digest,
             "scaling": {name: layer.scaling["default"] for name, layer in self.weights.layers.items()},
         }
         self._write_record(reports, record)
@@ -210,6 +211,14 @@ class _Work:
         write_bytes(folder / CONFIG_NAME, (self.unfinished / CONFIG_NAME).read_bytes())
 
 
+def name_start(digest: str) -> str:
+    """Return the revision of a base model in a START/adapter by the digest of its factors.
+
+    Trainers keep it in the config of what they train, so that the start is known wherever it is moved.
+    """
+    return f"start-{digest[:16]}"
+
+
 def _warn_of_rounding(errors: dict[str, float]) -> list[str]:
     worst = max(errors, key=lambda name: errors[name])
     if errors[worst] < 1e-3:
@@ -234,6 +243,7 @@ def _describe_options(config: LoraConfig, choice: Choice, form: Form, checkpoint
         "targets": targets if isinstance(targets, str) else sorted(targets or ()),
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
+        **({"revision": config.revision} if config.revision else {}),
     }
 
 
