@@ -43,6 +43,7 @@ SIGNATURES = [
     ("peft.tuners.lora.layer", "Linear.get_delta_weight", "self adapter", "method/analysis.py"),
     ("peft.utils.integrations", "get_bnb_param_type", "param", VARIANT),
     ("peft.utils.integrations", "dequantize_module_weight", "module", "method/analysis.py"),
+    ("peft.utils.other", "get_pattern_key", "pattern_keys key_to_match", "models/gguf.py"),
     ("peft.utils.integrations", "gather_params_ctx", "param modifier_rank …", TRAINER),
     ("peft.tuners.lora", "LoraModel.add_weighted_adapter", "self adapters …", "method/initialization.py"),
     ("peft.tuners.lora", "LoraLayer.pissa_init", "self adapter_name init_lora_weights", METHODS),
