@@ -14,6 +14,7 @@ SOURCE = ROOT / "src" / "milora"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What a floor may import beyond the core: its own extras, and those of the floors that it is never used without.
 EXTRAS = {
+    "models": ["train"],  # gguf, where an adapter is written for llama.cpp
     "data": ["train"],
     "training": ["train"],
     "evaluation": ["eval"],
