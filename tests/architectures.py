@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -68,6 +68,15 @@ class Architecture:
         return (self.inputs or text)()
 
 
+def answer(model: nn.Module, architecture: Architecture) -> Tensor:
+    """Return the logits of the architecture's own batch."""
+    dtype = next(model.parameters()).dtype
+    batch = {name: part.to(dtype) if part.is_floating_point() else part for name, part in architecture.batch().items()}
+    with torch.no_grad():
+        logits: Tensor = model.eval()(**batch).logits
+    return logits
+
+
 def tokens(rows: int = 2, length: int = 12) -> Tensor:
     return torch.randint(3, VOCABULARY - 8, (rows, length), generator=torch.Generator().manual_seed(3))
 
@@ -104,14 +113,16 @@ def qwen_vl() -> Inputs:
     return inputs | {"mm_token_type_ids": (inputs["input_ids"] == IMAGE_TOKEN).int()}
 
 
-def causal(model_type: str, **changes: Any) -> Architecture:
+def causal(model_type: str, targets: str | list[str] = "all-linear", **changes: Any) -> Architecture:
     """A decoder with the common names of sizes."""
-    return Architecture(model_type, SIZES | changes)
+    return Architecture(model_type, SIZES | changes, targets=targets)
 
 
-def experts(model_type: str, **changes: Any) -> Architecture:
+def experts(
+    model_type: str, targets: str | list[str] = "all-linear", *, refusal: str = "", **changes: Any
+) -> Architecture:
     """A decoder whose feed-forward layers are mixtures of experts."""
-    return Architecture(model_type, SIZES | EXPERTS | changes)
+    return Architecture(model_type, SIZES | EXPERTS | changes, targets=targets, refusal=refusal)
 
 
 def masked(model_type: str, **changes: Any) -> Architecture:
@@ -228,13 +239,17 @@ DECODERS = {
     "persimmon": causal("persimmon"),
     "seed_oss": causal("seed_oss", head_dim=8),
 }
+# PEFT cannot put a LoRA on the router of Phi, which is a Linear with another output, and so not on "all-linear".
 MIXTURES = {
-    "mixtral": experts("mixtral"),
-    "qwen2_moe": experts("qwen2_moe", shared_expert_intermediate_size=24),
-    "qwen3_moe": experts("qwen3_moe", head_dim=8),
-    "olmoe": experts("olmoe"),
+    "mixtral": experts("mixtral", refusal="not lora.ParamWrapper"),
+    "qwen2_moe": experts(
+        "qwen2_moe", refusal="shared_expert_gate: rank 4 is outside", shared_expert_intermediate_size=24
+    ),
+    "qwen3_moe": experts("qwen3_moe", refusal="not lora.ParamWrapper", head_dim=8),
+    "olmoe": experts("olmoe", refusal="not lora.ParamWrapper"),
     "deepseek_v3": experts(
         "deepseek_v3",
+        refusal="not lora.ParamWrapper",
         n_routed_experts=4,
         n_group=2,
         topk_group=1,
@@ -249,9 +264,10 @@ MIXTURES = {
     ),
     "gpt_oss": experts("gpt_oss", head_dim=8, layer_types=["sliding_attention", "full_attention"]),
     "granitemoe": experts("granitemoe"),
-    "phimoe": experts("phimoe"),
+    "phimoe": experts("phimoe", ["q_proj", "v_proj"]),
     "qwen3_next": experts(
         "qwen3_next",
+        refusal="shared_expert_gate: rank 4 is outside",
         head_dim=8,
         linear_num_key_heads=2,
         linear_num_value_heads=4,
@@ -261,12 +277,14 @@ MIXTURES = {
         shared_expert_intermediate_size=24,
     ),
 }
+# PEFT refuses out_proj of Mamba, which a fused kernel reads without its adapter, and so "all-linear".
 STATE_SPACES = {
-    "mamba": causal("mamba", state_size=8, time_step_rank=4),
-    "mamba2": causal("mamba2", state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=8),
-    "falcon_mamba": causal("falcon_mamba", state_size=8, time_step_rank=4),
+    "mamba": causal("mamba", ["in_proj", "x_proj"], state_size=8, time_step_rank=4),
+    "mamba2": causal("mamba2", ["in_proj"], state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=8),
+    "falcon_mamba": causal("falcon_mamba", ["in_proj", "x_proj"], state_size=8, time_step_rank=4),
     "falcon_h1": causal(
         "falcon_h1",
+        ["q_proj", "v_proj", "in_proj", "up_proj", "down_proj"],
         head_dim=8,
         mamba_d_ssm=32,
         mamba_n_heads=4,
