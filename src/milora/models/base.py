@@ -180,12 +180,6 @@ def read_adapter_config(adapter: Path) -> PeftConfig:
     return config
 
 
-def linear_layers(section: ModelSection) -> list[str]:
-    """Return the names of the model's linear layers, from its config alone."""
-    kinds = ("Linear", "Conv1D")
-    return [name for name, part in load_skeleton(section).named_modules() if type(part).__name__ in kinds]
-
-
 def load_skeleton(section: ModelSection) -> PreTrainedModel:
     """Build the model from its config alone, its weights on the meta device: names and shapes, no values."""
     config = load_config(section)

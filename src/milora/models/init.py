@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from peft import get_peft_model
-
 from milora.method.disk.start import initialize_checkpoint
 from milora.method.errors import MiloraError
 from milora.method.factors import Choice
 from milora.models.base import load_skeleton, locate_checkpoint
-from milora.models.methods import check_targets, make_config
+from milora.models.methods import make_config, put_adapter
+from milora.models.targets import check_targets
 from milora.run.directory import locked
 from milora.run.launch import count_processes
 from milora.run.recipe import AdapterSection, ModelSection
@@ -29,10 +28,7 @@ def write_start(
     if output.resolve() == folder.resolve():
         raise MiloraError(f"{output} is the model itself", "write to another folder with -o")
     skeleton = load_skeleton(model)
-    try:
-        peft_model = get_peft_model(skeleton, make_config(section), revision=model.revision)
-    except ValueError as error:
-        raise MiloraError(str(error), "choose target modules that the model has") from error
+    peft_model = put_adapter(skeleton, make_config(section), revision=model.revision)
     choice = Choice(section.components, section.weighting, seed)
     with locked(output):
         return initialize_checkpoint(peft_model, folder, output, choice, form=section.form, jobs=jobs, cache=cache)

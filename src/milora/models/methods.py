@@ -1,6 +1,5 @@
 """Puts the adapter of a recipe on a model and initializes it by the recipe's method."""
 
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from milora.method.factors import decompose_together
 from milora.method.initialization import InitializationReport, initialize_lora_milora_weights, start_layers
 from milora.method.layers import ready_layers
 from milora.method.variant.weights import base_weight, is_transposed, trained_factors
-from milora.models.base import linear_layers
-from milora.run.recipe import AdapterSection, ModelSection
+from milora.models.failures import one_line
+from milora.run.recipe import AdapterSection
 
 if TYPE_CHECKING:
     import datasets  # of the extra `train`, and milora init does not need it
@@ -57,8 +56,8 @@ def add_adapter(
     """
     if section.method == "adalora":
         assert course is not None
-        return get_peft_model(model, _configure_adalora(section, course.steps)), None
-    peft_model = get_peft_model(model, make_config(section))
+        return put_adapter(model, _configure_adalora(section, course.steps)), None
+    peft_model = put_adapter(model, make_config(section))
     if section.method == "lora_ga":
         assert course is not None
         _estimate_gradients(peft_model, course)
@@ -87,11 +86,34 @@ def make_config(section: AdapterSection) -> LoraConfig:
         use_rslora=section.method == "rslora" or section.rslora,
         use_dora=section.method == "dora",
         init_lora_weights="mica" if section.method == "mica" else True,
-        target_modules=section.target_modules,
         rank_pattern=dict(section.rank_pattern),
         alpha_pattern=dict(section.alpha_pattern),
-        task_type=TaskType.CAUSAL_LM,
+        **_choose_weights(section),
     )
+
+
+def put_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """Return PEFT's model with a new adapter "default".
+
+    Raises:
+        MiloraError: PEFT refuses it.
+    """
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise MiloraError(f"PEFT refuses the adapter: {one_line(error)}", "choose other target modules") from error
+
+
+def _choose_weights(section: AdapterSection) -> dict[str, Any]:
+    """The options of PEFT that say which weights are trained."""
+    return {
+        "target_modules": section.target_modules,
+        "exclude_modules": section.exclude_modules,
+        "target_parameters": section.target_parameters or None,
+        "layers_to_transform": section.layers_to_transform,
+        "modules_to_save": section.modules_to_save or None,
+        "task_type": TaskType.CAUSAL_LM,
+    }
 
 
 def _configure_adalora(section: AdapterSection, steps: int) -> AdaLoraConfig:
@@ -116,8 +138,7 @@ def _configure_adalora(section: AdapterSection, steps: int) -> AdaLoraConfig:
         total_step=steps,
         lora_alpha=section.alpha or section.rank,
         lora_dropout=section.dropout,
-        target_modules=section.target_modules,
-        task_type=TaskType.CAUSAL_LM,
+        **_choose_weights(section),
     )
 
 
@@ -205,29 +226,3 @@ class RankAllocation(TrainerCallback):
         assert model is not None
         adalora = cast(AdaLoraModel, model.base_model)
         adalora.update_and_allocate(state.global_step)  # type: ignore[no-untyped-call]
-
-
-def check_targets(model: ModelSection, adapter: AdapterSection) -> None:
-    """Raise unless the target modules are linear layers of the model; the weights are not needed.
-
-    Raises:
-        MiloraError: a name is not that of a linear layer, or a regular expression matches none.
-    """
-    if adapter.target_modules == "all-linear":
-        return
-    layers = linear_layers(model)
-    known = sorted({name.rpartition(".")[2] for name in layers})
-    if isinstance(adapter.target_modules, str):  # which PEFT matches so
-        if not any(re.fullmatch(adapter.target_modules, name) for name in layers):
-            raise MiloraError(
-                f"adapter.target_modules={adapter.target_modules}: the expression matches no linear layer of "
-                f"{model.name}",
-                f"name layers: it has {', '.join(known)}",
-            )
-        return
-    unknown = [name for name in adapter.target_modules if name.rpartition(".")[2] not in known]
-    if unknown:
-        raise MiloraError(
-            f"adapter.target_modules: {', '.join(unknown)} is not a linear layer of {model.name}",
-            f"it has {', '.join(known)}",
-        )

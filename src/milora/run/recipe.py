@@ -22,7 +22,7 @@ from milora.method.options import (
 from milora.run.judge import JudgeSection
 from milora.run.paths import make_absolute
 from milora.run.settings import Section, Settings, list_shipped, merge, parse_overrides, read_settings, validate
-from milora.run.values import LARGEST, Fraction, Name, Names, Place, Positive, Seed, Targets
+from milora.run.values import LARGEST, Fraction, Indices, Name, Names, Place, Positive, Seed, Targets
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -46,6 +46,10 @@ class AdapterSection(Section):
     rslora: bool = False  # the scaling is alpha/√r, and not alpha/r
     dropout: Fraction = 0.0
     target_modules: Targets = "all-linear"
+    exclude_modules: Targets | None = None  # linear layers that are not targets
+    target_parameters: Names = []  # 3-D weights of experts, by the names of their parameters
+    layers_to_transform: Indices | None = None  # with names in target_modules: only in these layers, from 0
+    modules_to_save: Names = []  # trained whole, and saved with the adapter
     rank_pattern: dict[str, Positive] = {}
     alpha_pattern: dict[str, Positive] = {}
     components: Components = "minor"
@@ -57,6 +61,16 @@ class AdapterSection(Section):
     def has_initial_factors(self) -> bool:
         """Whether the method starts from the weights, and keeps its start beside the adapter (intact form)."""
         return self.method in ("milora", "pissa", "olora", "lora_ga")
+
+    @model_validator(mode="after")
+    def _something_is_targeted(self) -> Self:
+        if not self.target_modules and not self.target_parameters:
+            raise ValueError("target_modules should have at least 1 item, unless target_parameters has")
+        if self.layers_to_transform and isinstance(self.target_modules, str):
+            raise ValueError("layers_to_transform needs names in target_modules, such as [q_proj, v_proj]")
+        if self.target_parameters and self.dropout:
+            raise ValueError("target_parameters: PEFT has no dropout for weights of experts, set dropout=0")
+        return self
 
     @model_validator(mode="after")
     def _only_options_of_the_method(self) -> Self:

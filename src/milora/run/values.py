@@ -40,5 +40,6 @@ def _split_targets(names: Any) -> Any:
     return names
 
 
-Targets = Annotated[Text | Annotated[list[Text], Field(min_length=1)], BeforeValidator(_split_targets)]
+Targets = Annotated[Text | list[Text], BeforeValidator(_split_targets)]
+Indices = Annotated[list[Annotated[int, Field(ge=0, le=LARGEST)]], Field(min_length=1)]
 Names = Annotated[list[Place], BeforeValidator(_split)]

@@ -20,7 +20,8 @@ from milora.method.loading import load_milora
 from milora.method.options import TemplateName
 from milora.method.variant.config import lora_config
 from milora.models.base import load_model, load_tokenizer
-from milora.models.methods import Course, add_adapter, check_targets
+from milora.models.methods import Course, add_adapter
+from milora.models.targets import check_targets
 from milora.run.directory import RunDirectory, locate_run
 from milora.run.identity import identify
 from milora.run.launch import fail_together, is_main_process, name_launcher
