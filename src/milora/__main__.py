@@ -21,6 +21,8 @@ from milora.run.interruption import Interrupted, on_signal
 
 def main() -> None:
     """Run the CLI; an error that the user can fix is two lines on stderr, and exit code 2."""
+    if sys.platform == "win32":
+        _fail("the commands of milora run on Linux and macOS", "on Windows, run them in WSL")
     _prepare_process()
     try:
         with on_signal(_interrupt, [signal.SIGINT]):
@@ -98,7 +100,7 @@ def _is_launched() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
-def _fail(message: str, hint: str) -> None:
+def _fail(message: str, hint: str) -> NoReturn:
     _leave(2, f"error: {message}\nhint: {hint}")
 
 

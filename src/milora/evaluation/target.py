@@ -66,7 +66,7 @@ class Target:
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the model's tokenizer, or that of an adapter which is not a run's and has its own."""
         if self.adapter and self.recipe is None and (self.adapter / "tokenizer_config.json").is_file():
-            return load_tokenizer(self.model.model_copy(update={"name": str(self.adapter), "revision": None}))
+            return load_tokenizer(self.model, self.adapter)
         return load_tokenizer(self.model)
 
     def load(self) -> PreTrainedModel | PeftModel:
@@ -83,7 +83,7 @@ class Target:
             return model
         tuned = attach_adapter(model, self.adapter, self.form)
         tokens, rows = len(self.load_tokenizer()), tuned.get_input_embeddings().weight.shape[0]
-        if tokens > rows:
+        if tokens > max(rows, len(load_tokenizer(self.model))):  # some models embed fewer than their own has
             raise MiloraError(
                 f"the tokenizer of {self.adapter} has {tokens} tokens, and its model embeds {rows}: the adapter was "
                 "saved without the embeddings of its new tokens",

@@ -5,12 +5,13 @@ import importlib.util
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -56,6 +57,8 @@ def load_model(section: ModelSection) -> PreTrainedModel:
         )
     model: PreTrainedModel = loaded[0]
     _check_whole(section.name, model, loaded[1])
+    if section.added_tokens:
+        _embed_added(model, max(added_ids(section, load_tokenizer(section))) + 1)
     for part in model.modules():
         if type(part).__name__ == "Linear4bit":
             # On a CPU bitsandbytes would repack the weights at the first forward pass in eval mode, and from then on
@@ -97,16 +100,66 @@ def _quantize(section: ModelSection) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer; a missing pad token becomes EOS, and masks tell the two apart."""
-    name = resolve_model(section.name)
-    with loading(section.name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=section.revision, trust_remote_code=section.trust_remote_code
+def _embed_added(model: PreTrainedModel, rows: int) -> None:
+    """Give each token without an embedding the mean of all others: transformers would draw it at random."""
+    known = len(_embedding_weights(model)[0])
+    if rows <= known:
+        return  # most models have spare rows
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    for weight in _embedding_weights(model):
+        weight[known:] = weight[:known].float().mean(0)
+
+
+def _embedding_weights(model: PreTrainedModel) -> list[Tensor]:
+    """The weights, one row a token, before the first layer and after the last one; these may be the same."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    return [cast(Tensor, end.weight).data for end in ends if end is not None]
+
+
+def load_tokenizer(section: ModelSection, adapter: Path | None = None) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer, or that of an `adapter` that has its own, with the section's added tokens.
+
+    A missing end-of-sequence token is that of the model's config. A missing pad token, and one that the model does not
+    embed, becomes the end-of-sequence token: masks tell the two apart.
+
+    Raises:
+        MiloraError: neither the tokenizer nor the model's config names an end-of-sequence token.
+    """
+    name, revision = (str(adapter), None) if adapter else (resolve_model(section.name), section.revision)
+    with loading(str(adapter or section.name)):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=section.trust_remote_code
         )
-    if tokenizer.pad_token is None:
+    tokenizer.add_tokens(list(section.added_tokens))  # not as special ones, which the text of a row cannot contain
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = _find_end(section, tokenizer)
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= count_embedded(section, tokenizer):
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _find_end(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> str:
+    known = _load_config(section).get_text_config().eos_token_id
+    ends = known if isinstance(known, list) else [known]
+    token = None if ends[0] is None else tokenizer.convert_ids_to_tokens(ends[0])
+    if token is None:
+        raise MiloraError(
+            f"the tokenizer of {section.name} has no end-of-sequence token, with which an answer ends",
+            "set eos_token in its tokenizer_config.json",
+        )
+    return str(token)
+
+
+def added_ids(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of the section's added tokens."""
+    known = tokenizer.get_vocab()
+    return [known[token] for token in section.added_tokens]
+
+
+def count_embedded(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens the model embeds, by its config: fewer than some tokenizers have, more than most."""
+    rows: int = _load_config(section).get_text_config().vocab_size
+    return max(rows, *(token + 1 for token in added_ids(section, tokenizer)), 0)
 
 
 def context_length(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> int | None:

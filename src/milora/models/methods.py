@@ -1,7 +1,7 @@
 """Puts the adapter of a recipe on a model and initializes it by the recipe's method."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -46,8 +46,9 @@ def add_adapter(
     jobs: int,
     cache: Path | None = None,
     course: Course | None = None,
+    tokens: Sequence[int] = (),
 ) -> tuple[PeftModel, InitializationReport | None]:
-    """Put the section's adapter on a model and initialize it.
+    """Put the section's adapter on a model and initialize it; the embeddings of `tokens` are trained with it.
 
     torch must be seeded before, because LoRA draws A at random. AdaLoRA and LoRA-GA need the `course`.
 
@@ -56,8 +57,8 @@ def add_adapter(
     """
     if section.method == "adalora":
         assert course is not None
-        return put_adapter(model, _configure_adalora(section, course.steps)), None
-    peft_model = put_adapter(model, make_config(section))
+        return put_adapter(model, _configure_adalora(section, course.steps), tokens), None
+    peft_model = put_adapter(model, make_config(section), tokens)
     if section.method == "lora_ga":
         assert course is not None
         _estimate_gradients(peft_model, course)
@@ -92,12 +93,17 @@ def make_config(section: AdapterSection) -> LoraConfig:
     )
 
 
-def put_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
-    """Return PEFT's model with a new adapter "default".
+def put_adapter(model: PreTrainedModel, config: LoraConfig, tokens: Sequence[int] = ()) -> PeftModel:
+    """Return PEFT's model with a new adapter "default", which also trains the embeddings of `tokens`.
 
     Raises:
         MiloraError: PEFT refuses it.
     """
+    if tokens:
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+        tied = model.config.get_text_config().tie_word_embeddings  # PEFT then trains one row for both
+        names = {id(module): name for name, module in model.named_modules()}
+        config.trainable_token_indices = {names[id(end)]: list(tokens) for end in ends[: 1 if tied else 2]}
     try:
         return get_peft_model(model, config)
     except ValueError as error:

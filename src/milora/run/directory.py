@@ -20,7 +20,6 @@ runs/<name>-<digest>/
   worker.log, cell.json in a comparison: what the process said, and that all is done
 """
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -213,6 +212,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         MiloraError: another process holds it, and this one does not `wait`.
     """
+    import fcntl  # not on Windows, where the command line says at once that it does not run
+
     with ExitStack() as stack:
         with fail_together():
             if is_main_process():

@@ -35,6 +35,7 @@ class ModelSection(Section):
     dtype: Dtype = "bfloat16"  # for a quantized model, the dtype it computes in
     quantization: Quantization | None = None  # by bitsandbytes, while it is loaded
     trust_remote_code: bool = False
+    added_tokens: Names = []  # texts that become one token each, and whose embeddings are trained
 
 
 class AdapterSection(Section):

@@ -19,7 +19,7 @@ from milora.method.errors import MiloraError
 from milora.method.loading import load_milora
 from milora.method.options import TemplateName
 from milora.method.variant.config import lora_config
-from milora.models.base import load_model, load_tokenizer
+from milora.models.base import added_ids, count_embedded, load_model, load_tokenizer
 from milora.models.methods import Course, add_adapter
 from milora.models.targets import check_targets
 from milora.run.directory import RunDirectory, locate_run
@@ -117,11 +117,26 @@ def _tokenize(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
         loss_on=settings.loss_on,
     )
     train, report = tokenize(rows.train)
+    _check_embedded(train, recipe, tokenizer)
     report = replace(report, bad=rows.bad, long=rows.long, copies=rows.copies)
     if not len(rows.held_out):
         return Rows(train, None, name, report, None)
     held_out, held_out_report = tokenize(rows.held_out, what="held-out rows")
     return Rows(train, held_out, name, report, held_out_report)
+
+
+def _check_embedded(rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise if a row contains a token of the tokenizer that the model does not embed."""
+    embedded = count_embedded(recipe.model, tokenizer)
+    if len(tokenizer) <= embedded:
+        return
+    for row in rows["input_ids"]:
+        if max(row) >= embedded:
+            token = tokenizer.convert_ids_to_tokens(max(row))
+            raise MiloraError(
+                f"the rows contain token {max(row)}, {token!r}, and {recipe.model.name} embeds only {embedded} tokens",
+                "name the token in model.added_tokens, or use the tokenizer that the model was trained with",
+            )
 
 
 def _start(
@@ -134,7 +149,13 @@ def _start(
     model: Trained = base
     if recipe.adapter.method != "full":
         model, report = add_adapter(
-            base, recipe.adapter, recipe.seed, jobs=torch.get_num_threads(), cache=cache, course=course
+            base,
+            recipe.adapter,
+            recipe.seed,
+            jobs=torch.get_num_threads(),
+            cache=cache,
+            course=course,
+            tokens=added_ids(recipe.model, load_tokenizer(recipe.model)) if recipe.model.added_tokens else (),
         )
         lora_config(model, "default").revision = recipe.model.revision
         if report is not None:

@@ -3,6 +3,7 @@
 import math
 import resource
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -90,4 +91,5 @@ def _peak_memory() -> int:
     """Bytes of this process: allocated on the GPU, or all of them if there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

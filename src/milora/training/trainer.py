@@ -106,7 +106,11 @@ class RecipeTrainer(SFTTrainer):
         """Return the unsharded tensors of the adapter, or of a fully tuned model; every process must call this."""
         if not isinstance(self.model, PeftModel):
             return self.accelerator.get_state_dict(self.model_wrapped)  # type: ignore[no-any-return]
-        parameters = {name: tensor for name, tensor in self.model.named_parameters() if "lora_" in name}
+        parameters = {
+            name: tensor
+            for name, tensor in self.model.named_parameters()
+            if tensor.requires_grad or "lora_" in name  # AdaLoRA keeps the sizes of its ranks in frozen ones
+        }
         initial = {name: tensor for name, tensor in self.model.named_buffers() if "lora_" in name}
         with gather_params_ctx(list(parameters.values()), modifier_rank=None):
             state = parameters | initial

@@ -37,6 +37,8 @@ class LocalBackend:
         device = self.processes.device
         self.batch_size = AUTOMATIC.get(device.type, 32) if batch_size == "auto" else batch_size
         self.ends = ends_of(model, tokenizer)
+        # lm-eval ties the embeddings once more, which fails where PEFT trains the rows of single tokens.
+        model.tie_weights = lambda: None  # type: ignore[assignment]
         self.harness = Generator(
             pretrained=model.to(device),
             tokenizer=tokenizer,
