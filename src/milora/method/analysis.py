@@ -45,14 +45,14 @@ def measure_full_change(tuned: nn.Module, base: nn.Module) -> float:
 def _squared_change(layer: LoraLayer, adapter_name: str) -> float:
     variant = find_variant(layer, adapter_name)
     if isinstance(variant, IntactVariant):
-        up, down = (factor.double() for factor in update_factors(layer, adapter_name))
+        up, down = (factor.cpu().double() for factor in update_factors(layer, adapter_name))
         scaling: float = layer.scaling[adapter_name]
         return scaling**2 * float(torch.trace(up.T @ up @ down @ down.T))
     linear = cast(LoraLinear, layer)  # the layers that do not derive from it have the same methods
     if variant is None:
-        return float(linear.get_delta_weight(adapter_name).double().square().sum())
+        return float(linear.get_delta_weight(adapter_name).cpu().double().square().sum())
     # PEFT's own merge covers its other variants. It works on a copy of one layer, because it rounds the base weight.
     merged = copy.deepcopy(linear).float()
     merged.merge(adapter_names=[adapter_name])
     change = base_weight(merged) - base_weight(layer).float()
-    return float(change.double().square().sum())
+    return float(change.cpu().double().square().sum())

@@ -13,6 +13,9 @@ from milora.method.solver.certificate import Band, Certificate, certify, objecti
 from milora.method.solver.direct import exact_band, gram_band
 from milora.method.solver.lanczos import has_room, lanczos_bands
 
+HAVE_FLOAT64 = ("cpu", "cuda")
+"""Devices that certainly compute in float64; Apple's GPUs do not. The weights of others are decomposed on the CPU."""
+
 
 @dataclass(frozen=True, slots=True)
 class Factors:
@@ -72,6 +75,8 @@ def decompose_weight(
         raise MiloraError(f"scaling={scaling:g} is not positive", "set lora_alpha above 0")
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     W = weight.detach().to(dtype)
+    if W.device.type not in HAVE_FLOAT64:
+        W = W.cpu()
     tall = W.shape[0] >= W.shape[1]
     band, certificate = _certified_band(W if tall else W.T, rank, components, solver, seed)
     U, V = (band.U, band.V) if tall else (band.V, band.U)
