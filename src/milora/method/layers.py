@@ -16,7 +16,7 @@ from milora.method.options import Form
 from milora.method.variant.config import lora_config
 from milora.method.variant.linear import IntactVariant, find_variant
 from milora.method.variant.residual import has_residual
-from milora.method.variant.weights import base_weight, is_quantized, trained_factors
+from milora.method.variant.weights import base_weight, is_offloaded, is_quantized, name_quantizer, trained_factors
 
 
 def ready_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, LoraLinear]:
@@ -28,7 +28,11 @@ def ready_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, L
     layers = fitting_layers(model, adapter_name, form)
     for name, layer in layers.items():
         weight = base_weight(layer)
-        if weight.is_meta:
+        if form == "residual" and is_offloaded(layer):
+            raise MiloraError(
+                f'{name}: the weight is offloaded, and form="residual" would have to write it back', 'use form="intact"'
+            )
+        if weight.is_meta and not is_offloaded(layer):
             raise MiloraError(f"{name}: the weight is on the meta device", "load the model's weights first")
         if _is_sharded(weight):
             raise MiloraError(
@@ -70,6 +74,7 @@ def _linear_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
+        _check_readable(name, module, model, adapter_name)
         kind = type(module).__name__
         if adapter_name in module.lora_A and kind in ("Linear", "Linear4bit", "Linear8bitLt"):
             layers[name] = cast(LoraLinear, module)  # bitsandbytes' layers have the same attributes
@@ -78,6 +83,20 @@ def _linear_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]
                 f"{name}: MiLoRA decomposes linear layers, not lora.{kind}", "take the layer out of target_modules"
             )
     return layers
+
+
+def _check_readable(name: str, layer: LoraLayer, model: PeftModel, adapter_name: str) -> None:
+    quantizer = name_quantizer(layer) if adapter_name in layer.lora_A else None
+    if quantizer is None:
+        return
+    quantization = getattr(model.get_base_model().config, "quantization_config", None)
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    method = getattr(method, "quant_method", method)
+    named = f"{getattr(method, 'value', method)} ({quantizer})" if method else quantizer
+    raise MiloraError(
+        f"{name}: the weight is quantized by {named}; MiLoRA reads full-precision weights and those of bitsandbytes",
+        "load a full-precision checkpoint of the model, or quantize that with BitsAndBytesConfig in 4 or 8 bits",
+    )
 
 
 def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLinear]) -> None:

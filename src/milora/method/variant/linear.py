@@ -21,9 +21,11 @@ from milora.method.variant.weights import (
     base_weight,
     decode_description,
     encode_description,
+    is_offloaded,
     is_quantized,
     is_transposed,
     multiply_factors,
+    place_factors,
     storage_of,
     trained_factors,
 )
@@ -128,6 +130,8 @@ def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, 
         module.register_load_state_dict_pre_hook(_refuse_other_factors)  # type: ignore[no-untyped-call]
         # A partial, because deepcopy follows its arguments.
         module.resolve_lora_variant = partial(_resolve_variant, module)  # type: ignore[method-assign]
+    if is_offloaded(module):
+        place_factors(module, adapter_name)
     if is_quantized(base_weight(module)):
         # TRL rounds the trained factors of a quantized model to bf16; the initial ones must then be the same numbers.
         A, B = A.bfloat16(), B.bfloat16()

@@ -1,9 +1,10 @@
 """The base weight and the trained factors of PEFT's LoRA layers, whatever their storage."""
 
 import hashlib
-from typing import cast
+from typing import Any, cast
 
 import torch
+from accelerate.utils import align_module_device, has_offloaded_params
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import get_bnb_param_type
@@ -13,6 +14,9 @@ from milora.method.errors import MiloraError
 from milora.method.files import view_bytes
 
 LENGTH = 48  # of an encoded description: it does not depend on the storage
+
+
+READ = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def base_weight(layer: LoraLayer) -> nn.Parameter:
@@ -42,6 +46,34 @@ def is_quantized(weight: nn.Parameter) -> bool:
     return quantization_of(weight) is not None
 
 
+def is_offloaded(layer: LoraLayer) -> bool:
+    """Return whether accelerate keeps the base weight in memory or on disk, and loads it for each pass."""
+    return bool(has_offloaded_params(layer.get_base_layer()))
+
+
+def place_factors(layer: LoraLayer, adapter_name: str) -> None:
+    """Give the factors of an offloaded layer memory where the layer computes; PEFT creates them on the meta device."""
+    device = cast(Any, layer.get_base_layer())._hf_hook.execution_device
+    for factors in (layer.lora_A, layer.lora_B):
+        factors[adapter_name].to_empty(device=device)
+
+
+def name_quantizer(layer: LoraLayer) -> str | None:
+    """Return what stores the base weight in a form that is not read here; None if it is read.
+
+    Floating-point weights are read, and those of bitsandbytes. Others have no weight (GPTQ, AWQ, HQQ), or one whose
+    numbers mean nothing without their scales (FP8, torchao).
+    """
+    base = layer.get_base_layer()
+    weight = getattr(base, "weight", None)
+    if isinstance(weight, Tensor) and is_quantized(cast(nn.Parameter, weight)):
+        return None
+    if isinstance(weight, Tensor) and weight.dtype in READ:
+        is_plain = type(weight.data).__module__.partition(".")[0] == "torch"
+        return None if is_plain else type(weight.data).__name__
+    return type(base).__name__
+
+
 def trained_factors(layer: LoraLayer, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter]:
     """Return A `(r, in)` and B `(out, r)` of a LoRA layer."""
     A, B = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
@@ -57,9 +89,11 @@ def read_weight(module: LoraLayer) -> Tensor:
         MiloraError: bitsandbytes has repacked a 4-bit weight, as it does on a CPU at the first forward pass in eval
             mode; the weight then gives other results outside of eval mode.
     """
-    layer, weight = module.get_base_layer(), base_weight(module)
-    if not is_quantized(weight):
-        return weight.detach().T if is_transposed(module) else weight.detach()
+    layer = module.get_base_layer()
+    with align_module_device(layer):  # one that is offloaded is loaded here, and only here
+        weight = base_weight(module)
+        if not is_quantized(weight):
+            return weight.detach().T if is_transposed(module) else weight.detach()
     if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
         raise MiloraError(
             "bitsandbytes has repacked the weight for inference", "initialize before the first forward pass"
