@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from milora.method.errors import MiloraError, MiloraWarning
 from milora.method.initialization import start_layers
 from milora.method.layers import ready_layers
+from milora.method.names import rename_stored
 from milora.method.options import Form
 from milora.method.origin import UNKNOWN, check_origins
 from milora.method.variant.config import is_saved_certified, is_saved_milora
@@ -73,6 +74,7 @@ def load_milora(
         model.add_adapter(adapter_name, config, autocast_adapter_dtype=autocast_adapter_dtype)
     else:
         model = get_peft_model(base_model, config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+    state = rename_stored(model, state)
     try:
         unproven = _start_layers(model, state, adapter_name, form, certified)
     except MiloraError:

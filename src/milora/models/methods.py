@@ -93,8 +93,12 @@ def make_config(section: AdapterSection) -> LoraConfig:
     )
 
 
-def put_adapter(model: PreTrainedModel, config: LoraConfig, tokens: Sequence[int] = ()) -> PeftModel:
+def put_adapter(
+    model: PreTrainedModel, config: LoraConfig, tokens: Sequence[int] = (), *, revision: str | None = None
+) -> PeftModel:
     """Return PEFT's model with a new adapter "default", which also trains the embeddings of `tokens`.
+
+    `revision` is that of the base, which the adapter's config then names.
 
     Raises:
         MiloraError: PEFT refuses it.
@@ -105,7 +109,7 @@ def put_adapter(model: PreTrainedModel, config: LoraConfig, tokens: Sequence[int
         names = {id(module): name for name, module in model.named_modules()}
         config.trainable_token_indices = {names[id(end)]: list(tokens) for end in ends[: 1 if tied else 2]}
     try:
-        return get_peft_model(model, config)
+        return get_peft_model(model, config, revision=revision)
     except ValueError as error:
         raise MiloraError(f"PEFT refuses the adapter: {one_line(error)}", "choose other target modules") from error
 
