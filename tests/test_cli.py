@@ -406,3 +406,20 @@ def test_two_processes_on_one_run(finished, small_recipe, call):
         fcntl.flock(file, fcntl.LOCK_EX)
         code, _, err = call("run", small_recipe, "--runs", run.parent)
     assert code == 2 and "another process" in err
+
+
+def test_windows_is_told_in_a_sentence(call, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    code, _, err = call("ls")
+    assert (code, err) == (
+        2,
+        "error: the commands of milora run on Linux and macOS\nhint: on Windows, run them in WSL\n",
+    )
+
+
+def test_windows_reaches_that_sentence():
+    """Nothing that is imported before it is there only on POSIX systems."""
+    blocked = (
+        "import sys; sys.modules.update(fcntl=None, resource=None, termios=None, pwd=None); import milora.__main__"
+    )
+    subprocess.run([sys.executable, "-c", blocked], check=True)

@@ -24,6 +24,13 @@ TRAINER, GENERATOR = "training/trainer.py", "evaluation/generation/generator.py"
 
 # Module, name, parameters, and the file of milora that uses it. "…" at the end allows for further parameters.
 SIGNATURES = [
+    ("transformers.conversion_mapping", "get_model_conversion_mapping", "model …", "method/names.py"),
+    (
+        "transformers.core_model_loading",
+        "rename_source_key",
+        "source_key weight_renamings weight_converters base_model_prefix meta_state_dict …",
+        "method/names.py",
+    ),
     ("peft.tuners.lora.layer", "LoraVariant.init", "module adapter_name", VARIANT),
     ("peft.tuners.lora.layer", "LoraVariant.forward", "module active_adapter x result kwargs", VARIANT),
     ("peft.tuners.lora.layer", "LoraVariant.merge_safe", "module active_adapter orig_weight", VARIANT),
