@@ -241,15 +241,14 @@ DECODERS = {
 }
 # PEFT cannot put a LoRA on the router of Phi, which is a Linear with another output, and so not on "all-linear".
 MIXTURES = {
-    "mixtral": experts("mixtral", refusal="not lora.ParamWrapper"),
+    "mixtral": experts("mixtral"),
     "qwen2_moe": experts(
-        "qwen2_moe", refusal="shared_expert_gate: rank 4 is outside", shared_expert_intermediate_size=24
+        "qwen2_moe", refusal="shared_expert_gate: rank 4 is above 1", shared_expert_intermediate_size=24
     ),
-    "qwen3_moe": experts("qwen3_moe", refusal="not lora.ParamWrapper", head_dim=8),
-    "olmoe": experts("olmoe", refusal="not lora.ParamWrapper"),
+    "qwen3_moe": experts("qwen3_moe", head_dim=8),
+    "olmoe": experts("olmoe"),
     "deepseek_v3": experts(
         "deepseek_v3",
-        refusal="not lora.ParamWrapper",
         n_routed_experts=4,
         n_group=2,
         topk_group=1,
@@ -267,7 +266,7 @@ MIXTURES = {
     "phimoe": experts("phimoe", ["q_proj", "v_proj"]),
     "qwen3_next": experts(
         "qwen3_next",
-        refusal="shared_expert_gate: rank 4 is outside",
+        refusal="shared_expert_gate: rank 4 is above 1",
         head_dim=8,
         linear_num_key_heads=2,
         linear_num_value_heads=4,

@@ -19,6 +19,7 @@ import milora
 from tests.conftest import make_llama
 from tests.evaluation.test_ifeval import needs_sentences
 
+NAMES = "method/names.py"
 VARIANT, METHODS = "method/variant/", "models/methods.py"
 TRAINER, GENERATOR = "training/trainer.py", "evaluation/generation/generator.py"
 
@@ -46,6 +47,14 @@ SIGNATURES = [
         "self merge safe_merge adapter_names",
         VARIANT,
     ),
+    ("peft.tuners.lora.layer", "ParamWrapper.update_layer", "self adapter_name r lora_alpha config kwargs", VARIANT),
+    ("peft.tuners.lora.layer", "ParamWrapper.get_delta_factors", "self adapter_name", VARIANT),
+    ("peft.tuners.lora.layer", "ParamWrapper.get_delta_weight", "self adapter_name args kwargs", VARIANT),
+    ("peft.tuners.lora.layer", "ParamWrapper.get_param", "self", VARIANT),
+    ("peft.tuners.lora.layer", "ParamWrapper.merge", "self safe_merge adapter_names", VARIANT),
+    ("peft.tuners.lora.layer", "ParamWrapper.unmerge", "self", VARIANT),
+    ("peft.tuners.tuners_utils", "check_adapters_to_merge", "module adapter_names", VARIANT),
+    ("transformers.core_model_loading", "dot_natural_key", "s", NAMES),
     ("peft.tuners.lora.layer", "Linear.merge", "self safe_merge adapter_names", VARIANT),
     ("peft.tuners.lora.layer", "Linear.get_delta_weight", "self adapter", "method/analysis.py"),
     ("peft.utils.integrations", "get_bnb_param_type", "param", VARIANT),
@@ -156,6 +165,9 @@ def _files() -> Iterator[tuple[str, str]]:
         ("_get_num_items_in_batch", TRAINER),
         ("gather_params_ctx", TRAINER),
         ("_model_generate", GENERATOR),
+        ("_did_swap_in_out_features", VARIANT),
+        ("check_adapters_to_merge", VARIANT),
+        ("rename_source_key", NAMES),
         ("_is_stateful", GENERATOR),
     ],
 )

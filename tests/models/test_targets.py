@@ -59,7 +59,7 @@ REFUSED = [
     ("falcon", {"modules_to_save": ["embed_tokens"]}, "modules_to_save: embed_tokens is not a module of"),
     ("falcon", {"target_modules": "dense", "layers_to_transform": [1, 2]}, "has no layer 2 with a target module"),
     ("falcon", {"target_parameters": ["experts.up"]}, "target_parameters: experts.up is not a parameter of"),
-    ("falcon", {"rank": 33}, "rank 33 is outside 1 … 32"),
+    ("falcon", {"rank": 33}, "2 × dense: rank 33 is above 32"),
     ("mamba", {}, "PEFT refuses the adapter: .*incompatible with Mamba"),
 ]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from milora.cli.options import TrustCode, app, given
-from milora.method.options import Components, Export, Form, Weighting
+from milora.method.options import Components, Export, Form, Unsupported, Weighting
 from milora.run.directory import Permissions
 from milora.run.named import open_trained
 from milora.run.paths import locate
@@ -23,9 +23,15 @@ def init(
     rank: Annotated[int, typer.Option(min=1, help="The number of singular components per weight.")] = 64,
     alpha: Annotated[int | None, typer.Option(min=1, help="LoRA's alpha; default: the rank.")] = None,
     target_modules: Annotated[str, typer.Option("--targets", help="Comma-separated, or all-linear.")] = "all-linear",
+    target_parameters: Annotated[
+        str | None, typer.Option("--parameters", help="Weights of experts, comma-separated.")
+    ] = None,
     components: Annotated[Components, typer.Option(help="Which singular components to start from.")] = "minor",
     form: Annotated[Form, typer.Option(help="residual also writes the model W − s·B₀A₀.")] = "intact",
     weighting: Annotated[Weighting, typer.Option(help="Whether singular values go into the factors.")] = "singular",
+    unsupported: Annotated[
+        Unsupported, typer.Option(help="lora leaves layers below the rank ordinary LoRA.")
+    ] = "error",
     rslora: Annotated[bool | None, typer.Option("--rslora", help="Scale by alpha/√r, and not by alpha/r.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws the random components.")] = 0,
     revision: Annotated[str | None, typer.Option(help="A branch, tag, or commit of a hub model.")] = None,

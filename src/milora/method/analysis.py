@@ -12,7 +12,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from milora.method.variant.linear import IntactVariant, find_variant, update_factors
+from milora.method.variant.linear import IntactVariant, find_variant, stacked_update
 from milora.method.variant.weights import base_weight
 
 
@@ -45,9 +45,9 @@ def measure_full_change(tuned: nn.Module, base: nn.Module) -> float:
 def _squared_change(layer: LoraLayer, adapter_name: str) -> float:
     variant = find_variant(layer, adapter_name)
     if isinstance(variant, IntactVariant):
-        up, down = (factor.cpu().double() for factor in update_factors(layer, adapter_name))
+        up, down = (factor.cpu().double() for factor in stacked_update(layer, adapter_name))
         scaling: float = layer.scaling[adapter_name]
-        return scaling**2 * float(torch.trace(up.T @ up @ down @ down.T))
+        return scaling**2 * float(((up.mT @ up) * (down @ down.mT)).sum())
     linear = cast(LoraLinear, layer)  # the layers that do not derive from it have the same methods
     if variant is None:
         return float(linear.get_delta_weight(adapter_name).cpu().double().square().sum())

@@ -11,13 +11,14 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from milora.method.errors import MiloraWarning
+from milora.method.errors import MiloraError, MiloraWarning
 from milora.method.files import filling, read_json, write_json
 from milora.method.layers import milora_layers
 from milora.method.ordinary import OrdinaryFactors, describe_ordinary, keep_known, pack_updates
 from milora.method.saving import check_replaceable, find_others, remove_wrappers, save_as_peft, unwrap
+from milora.method.unsupported import adapter_layers, is_decomposable
 from milora.method.variant.config import lora_config, make_ordinary_config
-from milora.method.variant.linear import update_factors, without_initial
+from milora.method.variant.linear import stacked_update, without_initial
 from milora.method.variant.weights import base_weight, trained_factors
 
 LARGEST_SERVED = 512  # the largest --max-lora-rank of vLLM 0.26
@@ -140,9 +141,10 @@ def save_residual_pair(path: str | Path, model: nn.Module, *, adapter_name: str 
 def _pack_layers(model: PeftModel, adapter_name: str, rank: int | None, dtype: torch.dtype | None) -> OrdinaryFactors:
     layers = milora_layers(model, adapter_name)
     updates = {}
-    for name, layer in layers.items():
-        up, down = update_factors(layer, adapter_name)
-        updates[name] = up * layer.scaling[adapter_name], down
+    for name, layer in adapter_layers(model, adapter_name).items():
+        if is_decomposable(layer):
+            up, down = stacked_update(layer, adapter_name)
+            updates[name] = up * layer.scaling[adapter_name], down
     stored = {base_weight(layer).dtype for layer in layers.values()}
     base = stored.pop() if len(stored) == 1 else None
     usable = base is not None and base.is_floating_point and base.itemsize > 1
@@ -155,7 +157,22 @@ def _replace_factors(model: PeftModel, adapter_name: str, found: OrdinaryFactors
     for name, (A, B) in found.factors.items():
         for part, factor in (("lora_A", A), ("lora_B", B)):
             state[f"{remove_wrappers(name)}.{part}.{adapter_name}.weight"] = factor
+    for name, layer in adapter_layers(model, adapter_name).items():
+        if not is_decomposable(layer):
+            _widen(state, remove_wrappers(name), adapter_name, layer.scaling[adapter_name], found.rank)
     return state
+
+
+def _widen(state: dict[str, Tensor], name: str, adapter_name: str, scaling: float, rank: int) -> None:
+    """Bring an ordinary LoRA of an embedding or a convolution to the rank and the scaling of the others."""
+    for part, dim, factor in (("A", 0, 1.0), ("B", 1, scaling)):
+        keys = f"{name}.lora_{part}.{adapter_name}.weight", f"{name}.lora_embedding_{part}.{adapter_name}"
+        key = next(key for key in keys if key in state)
+        shape = list(state[key].shape)
+        shape[dim] = rank - shape[dim]
+        if shape[dim] < 0:
+            raise MiloraError(f"rank={rank}: {name} is ordinary LoRA of a higher rank", "leave rank out")
+        state[key] = torch.cat([state[key] * factor, state[key].new_zeros(shape)], dim)
 
 
 def _own_state(model: PeftModel) -> dict[str, Tensor]:

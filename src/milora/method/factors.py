@@ -9,21 +9,25 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from tqdm import tqdm
 
 from milora.method.cache import FactorCache
-from milora.method.decomposition import Factors, check_rank, decompose_weight
+from milora.method.decomposition import Factors, decompose_weight
 from milora.method.errors import MiloraError
 from milora.method.files import view_bytes
 from milora.method.options import Components, Weighting
-from milora.method.variant.weights import base_weight, weight_shape
+from milora.method.variant.weights import base_weight, count_matrices, flatten_factors, weight_shape
+
+Stack = list[Factors]
+"""The factors of each matrix of a layer: of the only one of a linear layer, or of each expert of a mixture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +40,15 @@ class Choice:
 
 
 def decompose_layers(
-    layers: dict[str, LoraLinear],
+    layers: dict[str, LoraLayer],
     adapter_name: str,
     choice: Choice,
-    read: Callable[[str], Tensor],
+    read: Callable[[str, int], Tensor],
     *,
     jobs: int = 1,
     cache: str | Path | None = None,
-) -> Iterator[tuple[str, Factors]]:
-    """Yield the name of each layer and the factors of its base weight, in order.
+) -> Iterator[tuple[str, Stack]]:
+    """Yield the name of each layer and the factors of its matrices, in order.
 
     Rank and scaling are read from each layer.
 
@@ -52,9 +56,10 @@ def decompose_layers(
         layers: the layers by name.
         adapter_name: the adapter whose rank and scaling are used.
         choice: the options of every decomposition.
-        read: returns the weight `(out, in)` of a layer by name; called once per layer, when the weight is needed.
-        jobs: the number of weights decomposed at a time, each on one thread if it is more than one: for matrices of
-            this size, two threads on two weights are faster than two threads on one. Each job needs the memory of a few
+        read: returns a matrix `(out, in)` of a layer by the layer's name and the matrix's index; called once per
+            matrix, when it is needed.
+        jobs: the number of matrices decomposed at a time, each on one thread if it is more than one: for matrices of
+            this size, two threads on two of them are faster than two threads on one. Each job needs the memory of a few
             weights.
         cache: a folder in which factors are looked up and stored.
 
@@ -62,15 +67,13 @@ def decompose_layers(
         MiloraError: a weight cannot be decomposed; the message names its layer.
     """
     store = FactorCache(Path(cache)) if cache else None
-    for name, layer in layers.items():
-        with _named(name):  # checked first: the layers before it may take hours
-            check_rank(layer.r[adapter_name], weight_shape(layer))
 
-    def decompose(name: str) -> Factors:
+    def decompose(matrix: tuple[str, int]) -> Factors:
+        name, index = matrix
         layer = layers[name]
         rank, scaling = layer.r[adapter_name], layer.scaling[adapter_name]
         with _named(name):
-            weight = read(name)
+            weight = read(name, index)
             if not weight.any():
                 raise MiloraError(
                     "the weight is zero everywhere: its factors would be zero, too, and would never train",
@@ -88,10 +91,21 @@ def decompose_layers(
     # disable=None turns the bar off without a terminal.
     bar = tqdm(total=sum(work.values()), desc="decomposing", disable=None, bar_format=BAR)
     with bar, _workers(jobs) as pool:
-        for name, result in zip(layers, pool.map(decompose, layers), strict=True):
-            bar.set_postfix_str(name.removeprefix("base_model.model."), refresh=False)
-            bar.update(work[name])
-            yield name, result
+        results = pool.map(
+            decompose, ((name, i) for name, layer in layers.items() for i in range(count_matrices(layer)))
+        )
+        for name, layer in layers.items():
+            stack = []
+            for factors in islice(results, count_matrices(layer)):
+                stack.append(factors)
+                bar.set_postfix_str(name.removeprefix("base_model.model."), refresh=False)
+                bar.update(work[name] // count_matrices(layer))
+            yield name, stack
+
+
+def flatten_stack(stack: Stack) -> tuple[Tensor, Tensor]:
+    """Return A `(E·r, in)` and B `(out, r·E)` of a layer in PEFT's layout."""
+    return flatten_factors(torch.stack([found.A for found in stack]), torch.stack([found.B for found in stack]))
 
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
@@ -119,11 +133,11 @@ def _workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-Found = TypeVar("Found", Factors, tuple[Tensor, Tensor])
+Found = TypeVar("Found", Stack, tuple[Tensor, Tensor])
 
 
 def decompose_together(
-    layers: dict[str, LoraLinear], decompose: Callable[[dict[str, LoraLinear]], dict[str, Found]]
+    layers: dict[str, LoraLayer], decompose: Callable[[dict[str, LoraLayer]], dict[str, Found]]
 ) -> dict[str, Found]:
     """Return the result of `decompose` for all layers; each layer is decomposed by one process and sent to the others.
 
@@ -158,7 +172,7 @@ def decompose_together(
     return factors
 
 
-def check_same_factors(factors: Mapping[str, Factors | tuple[Tensor, Tensor]]) -> None:
+def check_same_factors(factors: Mapping[str, Stack | tuple[Tensor, Tensor]]) -> None:
     """Raise on every process unless all processes have the same factors.
 
     Raises:
@@ -184,10 +198,10 @@ def assign_ranks(costs: dict[str, int], ranks: int) -> dict[str, int]:
     return owners
 
 
-def cost_of(layer: LoraLinear) -> int:
-    """Return the operations of a decomposition, up to a factor: m n² for m ≥ n."""
+def cost_of(layer: LoraLayer) -> int:
+    """Return the operations of a layer's decomposition, up to a factor: m n² for m ≥ n, for each matrix."""
     small, large = sorted(weight_shape(layer))
-    return int(large * small**2)
+    return int(large * small**2) * count_matrices(layer)
 
 
 def _check_same(digests: dict[str, str], what: str, hint: str) -> None:
@@ -205,14 +219,14 @@ def _gather(mine: Any) -> list[Any]:
     return gathered
 
 
-def _pair(found: Factors | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return (found.A, found.B) if isinstance(found, Factors) else found
+def _pair(found: Stack | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return flatten_stack(found) if isinstance(found, list) else found
 
 
 def _on_cpu(found: Found) -> Found:
     """Return the factors on the CPU: a CUDA tensor would be received on the sender's device."""
-    if isinstance(found, Factors):
-        return replace(found, B=found.B.cpu(), A=found.A.cpu(), singular_values=found.singular_values.cpu())
+    if isinstance(found, list):
+        return [replace(one, B=one.B.cpu(), A=one.A.cpu(), singular_values=one.singular_values.cpu()) for one in found]
     A, B = found
     return A.cpu(), B.cpu()
 

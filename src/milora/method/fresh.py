@@ -1,7 +1,7 @@
 """What an adapter must be before it is initialized: on a device, of a positive scaling, and untrained."""
 
 from peft import PeftModel
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from milora.method.errors import MiloraError
@@ -12,7 +12,7 @@ ZERO_STARTS = (True, "gaussian")  # init_lora_weights with which PEFT starts B a
 FUSED = ("unsloth", "axolotl")  # their kernels compute W x + s·B A x from A and B alone
 
 
-def check_fresh(model: PeftModel, adapter_name: str, layers: dict[str, LoraLinear]) -> None:
+def check_fresh(model: PeftModel, adapter_name: str, layers: dict[str, LoraLayer]) -> None:
     """Raise unless initializing these layers of an adapter loses nothing, and has an effect.
 
     Raises:

@@ -11,24 +11,30 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import LoraModel
+from peft.tuners.lora import LoraLayer, LoraModel, ParamWrapper
 from torch import Tensor
 
+from milora.method.coverage import measure_coverage
 from milora.method.decomposition import Factors
 from milora.method.errors import MiloraError, MiloraWarning
-from milora.method.factors import Choice, check_same_factors, decompose_layers, decompose_together
+from milora.method.factors import Choice, Stack, check_same_factors, decompose_layers, decompose_together, flatten_stack
 from milora.method.layers import ready_layers, tied_weights
-from milora.method.options import Components, Form, Weighting
+from milora.method.options import Components, Form, Unsupported, Weighting
 from milora.method.origin import check_origins, describe_bases
 from milora.method.solver.certificate import Certificate
+from milora.method.unsupported import leave_ordinary
 from milora.method.variant.config import MiloraConfig, lora_config, make_milora_config
+from milora.method.variant.experts import attach_experts
 from milora.method.variant.linear import attach_factors
 from milora.method.variant.residual import attach_residual
 from milora.method.variant.weights import (
     base_weight,
+    count_matrices,
     decode_description,
     encode_description,
+    matrix_names,
     read_weight,
+    stack_factors,
     trained_factors,
 )
 
@@ -37,7 +43,7 @@ VANISHING = 1e-3  # relative to the largest singular value: below it, B₀ and A
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """How one layer was initialized.
+    """How one layer, or one expert of a layer, was initialized.
 
     Attributes:
         rank: r.
@@ -56,11 +62,19 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class InitializationReport:
-    """How `initialize_lora_milora_weights` initialized each layer by name, the seconds it took, and its warnings."""
+    """How `initialize_lora_milora_weights` initialized an adapter.
+
+    Attributes:
+        layers: each layer by name, and each expert of a mixture.
+        seconds: how long it took.
+        warnings: sentences.
+        share: the share of the model's weights that the adapter is on, embeddings aside.
+    """
 
     layers: dict[str, LayerReport]
     seconds: float
     warnings: list[str] = field(default_factory=list)
+    share: float = 1.0
 
     def __repr__(self) -> str:
         ranks = sorted({layer.rank for layer in self.layers.values()})
@@ -76,6 +90,7 @@ def initialize_lora_milora_weights(
     components: Components = "minor",
     form: Form = "intact",
     weighting: Weighting = "singular",
+    unsupported: Unsupported = "error",
     seed: int = 0,
     jobs: int = 1,
     cache: str | Path | None = None,
@@ -95,6 +110,8 @@ def initialize_lora_milora_weights(
             patterns and rsLoRA are supported.
         components, weighting, seed: see `decompose_weight`.
         form: one of the two forms.
+        unsupported: what becomes of layers that cannot be initialized, which are narrower than the rank or not linear.
+            "error" refuses them, all in one message. "lora" leaves them ordinary LoRA, at the highest rank that fits.
         jobs, cache: see `decompose_layers`.
 
     Raises:
@@ -103,7 +120,7 @@ def initialize_lora_milora_weights(
             then unchanged.
     """
     started = time.perf_counter()
-    layers = ready_layers(model, adapter_name, form)
+    layers = ready_layers(model, adapter_name, form, unsupported)
     if milora_state_dict is None:
         choice = Choice(components, weighting, seed)
         factors = decompose_together(
@@ -114,17 +131,20 @@ def initialize_lora_milora_weights(
         factors = {name: _factors_from(milora_state_dict, name, layer, adapter_name) for name, layer in layers.items()}
         check_same_factors(factors)
 
-    pairs = {name: (found.A, found.B) for name, found in factors.items()}
+    pairs = {name: flatten_stack(stack) for name, stack in factors.items()}
     sentences: list[str] = []
     if milora_state_dict is not None:
         origins = {name: decode_description(milora_state_dict[f"{name}.{_BASE}"]) for name in layers}
         sentences = check_origins(layers, origins, pairs, certified=True)
     rounding_errors = start_layers(model, adapter_name, layers, pairs, form)
-    reports = {name: report_layer(found, rounding_errors[name]) for name, found in factors.items()}
-    sentences += find_warnings(reports, weighting)
+    reports: dict[str, LayerReport] = {}
+    for name, layer in layers.items():
+        reports |= report_layer(name, layer, factors[name], rounding_errors[name])
+    coverage = measure_coverage(model, adapter_name)
+    sentences += leave_ordinary(model, adapter_name) + coverage.warnings + find_warnings(reports, weighting)
     for sentence in sentences:
         warnings.warn(sentence, MiloraWarning, stacklevel=2)
-    return InitializationReport(reports, time.perf_counter() - started, sentences)
+    return InitializationReport(reports, time.perf_counter() - started, sentences, coverage.share)
 
 
 def get_milora_state_dict(
@@ -140,7 +160,8 @@ def get_milora_state_dict(
     """Decompose the base weights of an adapter's layers; the model does not change.
 
     Returns `{layer}.lora_A.weight` `(r, in)`, `{layer}.lora_B.weight` `(out, r)`, `{layer}.singular_values` `(r + 1,)`,
-    those of the band and then the largest of the weight, and `{layer}.base`, a digest of the weight, all on the CPU.
+    those of the band and then the largest of the weight, and `{layer}.base`, a digest of the weight, all on the CPU. Of
+    E experts, the factors are `(E·r, in)` and `(out, r·E)` as in PEFT, and the singular values `(E, r + 1)`.
 
     Args:
         model, adapter_name, components, weighting, seed, jobs, cache: see `initialize_lora_milora_weights`.
@@ -151,9 +172,12 @@ def get_milora_state_dict(
     layers = ready_layers(model, adapter_name, "intact")
     state: dict[str, Tensor] = {}
     choice = Choice(components, weighting, seed)
-    for name, factors in decompose_layers(layers, adapter_name, choice, _reader(layers), jobs=jobs, cache=cache):
-        values = torch.cat([factors.singular_values, factors.singular_values.new_tensor([factors.largest])])
-        state |= {f"{name}.lora_A.weight": factors.A, f"{name}.lora_B.weight": factors.B, f"{name}.{_VALUES}": values}
+    for name, stack in decompose_layers(layers, adapter_name, choice, _reader(layers), jobs=jobs, cache=cache):
+        A, B = flatten_stack(stack)
+        values = torch.stack(
+            [torch.cat([one.singular_values, one.singular_values.new_tensor([one.largest])]) for one in stack]
+        )
+        state |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B, f"{name}.{_VALUES}": values.squeeze(0)}
     state |= {f"{name}.{_BASE}": encode_description(text) for name, text in describe_bases(layers).items()}
     return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
 
@@ -161,21 +185,24 @@ def get_milora_state_dict(
 _VALUES, _BASE = "singular_values", "base"
 
 
-def _reader(layers: dict[str, LoraLinear]) -> Callable[[str], Tensor]:
-    return lambda name: read_weight(layers[name])
+def _reader(layers: dict[str, LoraLayer]) -> Callable[[str, int], Tensor]:
+    return lambda name, index: read_weight(layers[name], index)
 
 
-def report_layer(factors: Factors, rounding_error: float = 0.0) -> LayerReport:
-    """Return the report of a layer that starts from these factors."""
-    values = factors.singular_values
-    band = values[0].item(), values[-1].item()
-    return LayerReport(len(values), band, factors.largest, rounding_error, factors.certificate)
+def report_layer(name: str, layer: LoraLayer, stack: Stack, rounding_error: float = 0.0) -> dict[str, LayerReport]:
+    """Return the reports of a layer that starts from these factors: one, or one for each expert, by name."""
+    reports = []
+    for factors in stack:
+        values = factors.singular_values
+        band = values[0].item(), values[-1].item()
+        reports.append(LayerReport(len(values), band, factors.largest, rounding_error, factors.certificate))
+    return dict(zip(matrix_names(name, layer), reports, strict=True))
 
 
 def start_layers(
     model: PeftModel,
     adapter_name: str,
-    layers: dict[str, LoraLinear],
+    layers: dict[str, LoraLayer],
     factors: dict[str, tuple[Tensor, Tensor]],
     form: Form,
     *,
@@ -191,10 +218,13 @@ def start_layers(
     rounding_errors = dict.fromkeys(layers, 0.0)
     for name, layer in layers.items():
         A, B, is_tied = *factors[name], id(base_weight(layer)) in tied
-        if form == "intact":
-            attach_factors(layer, adapter_name, A, B, origin=origins[name], tied=is_tied)
+        if isinstance(layer, ParamWrapper):
+            attach_experts(layer, adapter_name, A, B, origin=origins[name], tied=is_tied)
+        elif form == "intact":
+            attach_factors(cast(LoraLinear, layer), adapter_name, A, B, origin=origins[name], tied=is_tied)
         else:
-            rounding_errors[name] = attach_residual(layer, adapter_name, A, B, origin=origins[name], tied=is_tied)
+            linear = cast(LoraLinear, layer)
+            rounding_errors[name] = attach_residual(linear, adapter_name, A, B, origin=origins[name], tied=is_tied)
     config = lora_config(model, adapter_name)
     model.peft_config[adapter_name] = make_milora_config(config, adapter_name, certified=certified)
     # PEFT has no hook there, and reads lora_A and lora_B directly. A partial, because deepcopy follows its arguments.
@@ -212,17 +242,20 @@ def _combine_ordinary(model: PeftModel, adapters: list[str], *args: Any, **kwarg
     LoraModel.add_weighted_adapter(cast(LoraModel, model.base_model), adapters, *args, **kwargs)
 
 
-def _factors_from(state: dict[str, Tensor], name: str, layer: LoraLinear, adapter_name: str) -> Factors:
+def _factors_from(state: dict[str, Tensor], name: str, layer: LoraLayer, adapter_name: str) -> Stack:
     try:
         A, B, values, _ = (state[f"{name}.{key}"] for key in ("lora_A.weight", "lora_B.weight", _VALUES, _BASE))
     except KeyError as error:
         raise MiloraError(f"milora_state_dict has no {error}", "make it with get_milora_state_dict") from error
+    matrices = count_matrices(layer)
     if A.shape[0] != len(trained_factors(layer, adapter_name)[0]):
         raise MiloraError(
-            f"{name}: milora_state_dict has rank {A.shape[0]}, and the adapter has rank {layer.r[adapter_name]}",
+            f"{name}: milora_state_dict has rank {A.shape[0] // matrices}, and the adapter has rank "
+            f"{layer.r[adapter_name]}",
             "make both with the same LoraConfig",
         )
-    return Factors(B, A, values[:-1], values[-1].item())
+    pairs = zip(*stack_factors(A, B, matrices), values.reshape(matrices, -1), strict=True)
+    return [Factors(B, A, values[:-1], values[-1].item()) for A, B, values in pairs]
 
 
 def find_warnings(reports: dict[str, LayerReport], weighting: Weighting) -> list[str]:

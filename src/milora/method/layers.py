@@ -1,31 +1,33 @@
 """Which layers of a PeftModel MiLoRA can initialize, and the rules they must meet."""
 
 from collections import Counter
-from typing import cast, get_args
+from typing import get_args
 
 from peft import PeftModel
-from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils import PeftType
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from milora.method.errors import MiloraError
 from milora.method.fresh import check_fresh
-from milora.method.options import Form
+from milora.method.options import Form, Unsupported
+from milora.method.unsupported import adapter_layers, find_unfit, refuse
 from milora.method.variant.config import lora_config
 from milora.method.variant.linear import IntactVariant, find_variant
 from milora.method.variant.residual import has_residual
 from milora.method.variant.weights import base_weight, is_offloaded, is_quantized, name_quantizer, trained_factors
 
 
-def ready_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, LoraLinear]:
-    """Return the linear LoRA layers of an adapter by name, each ready to be initialized in the given form.
+def ready_layers(
+    model: PeftModel, adapter_name: str, form: Form, unsupported: Unsupported = "error"
+) -> dict[str, LoraLayer]:
+    """Return the LoRA layers of an adapter by name that are ready to be initialized in the given form.
 
     Raises:
         MiloraError: a layer breaks a rule; the message names both.
     """
-    layers = fitting_layers(model, adapter_name, form)
+    layers = fitting_layers(model, adapter_name, form, unsupported)
     for name, layer in layers.items():
         weight = base_weight(layer)
         if form == "residual" and is_offloaded(layer):
@@ -43,22 +45,33 @@ def ready_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, L
     return layers
 
 
-def fitting_layers(model: PeftModel, adapter_name: str, form: Form) -> dict[str, LoraLinear]:
+def fitting_layers(
+    model: PeftModel, adapter_name: str, form: Form, unsupported: Unsupported = "error"
+) -> dict[str, LoraLayer]:
     """Return the same layers as `ready_layers`, of a model that may be on the meta device: only structure is checked.
 
     Raises:
         MiloraError: a layer breaks a rule; the message names both.
     """
-    layers = _linear_layers(model, adapter_name)
+    for name, value, words in (("form", form, Form), ("unsupported", unsupported, Unsupported)):
+        if value not in get_args(words):
+            raise MiloraError(f"{name}={value!r} is unknown", f"choose one of {', '.join(get_args(words))}")
+    _check_lora(model, adapter_name)
+    all_layers = adapter_layers(model, adapter_name)
+    unfit = find_unfit(all_layers, adapter_name)
+    layers = {name: layer for name, layer in all_layers.items() if name not in unfit}
     _check_adapter(model, adapter_name, layers)
-    if form not in get_args(Form):
-        raise MiloraError(f"form={form!r} is unknown", f"choose one of {', '.join(get_args(Form))}")
+    can_leave = bool(layers) and form == "intact"  # residual weights are for an adapter of MiLoRA alone
+    if unfit and (unsupported == "error" or not can_leave):
+        raise refuse(all_layers, unfit, can_leave=can_leave)
+    if not layers:
+        raise MiloraError(f"adapter {adapter_name!r} has no linear layer", "check target_modules")
     if form == "residual":
         _check_residual(layers, tied_weights(model))
     return layers
 
 
-def _linear_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]:
+def _check_lora(model: PeftModel, adapter_name: str) -> None:
     if not isinstance(model, PeftModel):
         raise MiloraError(
             f"{type(model).__name__} is not a PeftModel", "call get_peft_model(model, LoraConfig(…)) first"
@@ -70,19 +83,8 @@ def _linear_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]
     peft_type = model.peft_config[adapter_name].peft_type
     if peft_type != PeftType.LORA:
         raise MiloraError(f"adapter {adapter_name!r} is {PeftType(peft_type).value}, not LoRA", "use LoraConfig")
-    layers: dict[str, LoraLinear] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        _check_readable(name, module, model, adapter_name)
-        kind = type(module).__name__
-        if adapter_name in module.lora_A and kind in ("Linear", "Linear4bit", "Linear8bitLt"):
-            layers[name] = cast(LoraLinear, module)  # bitsandbytes' layers have the same attributes
-        elif adapter_name in {*module.lora_A, *module.lora_embedding_A}:
-            raise MiloraError(
-                f"{name}: MiLoRA decomposes linear layers, not lora.{kind}", "take the layer out of target_modules"
-            )
-    return layers
+    for name, layer in adapter_layers(model, adapter_name).items():
+        _check_readable(name, layer, model, adapter_name)
 
 
 def _check_readable(name: str, layer: LoraLayer, model: PeftModel, adapter_name: str) -> None:
@@ -99,7 +101,7 @@ def _check_readable(name: str, layer: LoraLayer, model: PeftModel, adapter_name:
     )
 
 
-def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLinear]) -> None:
+def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLayer]) -> None:
     config = lora_config(model, adapter_name)
     refused = {
         "use_dora=True rescales the whole weight, not an update of it": config.use_dora,
@@ -111,8 +113,6 @@ def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLi
     for rule, broken in refused.items():
         if broken:
             raise MiloraError(f"{rule}: MiLoRA does not support it", "leave that option of LoraConfig at its default")
-    if not layers:
-        raise MiloraError(f"adapter {adapter_name!r} has no linear layer", "check target_modules")
     for name, layer in layers.items():
         variant = find_variant(layer, adapter_name)
         if isinstance(variant, IntactVariant):
@@ -129,7 +129,7 @@ def _check_adapter(model: PeftModel, adapter_name: str, layers: dict[str, LoraLi
             raise MiloraError(f"{name}: adapters are merged into the weight", "call model.unmerge_adapter() first")
 
 
-def _check_residual(layers: dict[str, LoraLinear], tied: set[int]) -> None:
+def _check_residual(layers: dict[str, LoraLayer], tied: set[int]) -> None:
     for name, layer in layers.items():
         weight = base_weight(layer)
         if id(weight) in tied:
@@ -142,6 +142,8 @@ def _check_residual(layers: dict[str, LoraLinear], tied: set[int]) -> None:
                 f'{name}: a quantized weight cannot store W − s·B₀A₀; form="residual" needs full precision',
                 'use form="intact"',
             )
+        if isinstance(layer, ParamWrapper):
+            raise MiloraError(f'{name}: form="residual" does not support experts', 'use form="intact"')
         if len(layer.lora_A) > 1:
             raise MiloraError(
                 f'{name}: form="residual" would change the base under {len(layer.lora_A) - 1} other adapter(s)',
@@ -155,14 +157,14 @@ def tied_weights(model: PeftModel) -> set[int]:
     return {identity for identity, count in counts.items() if count > 1}
 
 
-def milora_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLinear]:
+def milora_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
     """Return the layers with an initialized MiLoRA adapter, by name.
 
     Raises:
         MiloraError: the model has none, or the adapter is sharded.
     """
     layers = {
-        name: cast(LoraLinear, module)
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer) and isinstance(find_variant(module, adapter_name), IntactVariant)
     }

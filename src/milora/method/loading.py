@@ -20,8 +20,9 @@ from milora.method.layers import ready_layers
 from milora.method.names import rename_stored
 from milora.method.options import Form
 from milora.method.origin import UNKNOWN, check_origins
+from milora.method.unsupported import adapter_layers
 from milora.method.variant.config import is_saved_certified, is_saved_milora
-from milora.method.variant.linear import INITIAL_A, INITIAL_B, ORIGIN
+from milora.method.variant.linear import INITIAL, INITIAL_A, INITIAL_B, ORIGIN
 from milora.method.variant.weights import decode_description
 
 
@@ -126,7 +127,12 @@ def _start_layers(
     model: PeftModel, state: dict[str, Tensor], adapter_name: str, form: Form, certified: bool
 ) -> list[str]:
     """Check the origin of the initial factors of each layer, then attach them all; return warnings, as sentences."""
-    layers = ready_layers(model, adapter_name, form)
+    layers, everything = ready_layers(model, adapter_name, form, "lora"), adapter_layers(model, adapter_name)
+    # What was left ordinary LoRA has none of them.
+    initialized = {name for name in everything if any(f"{name}.{part}.weight" in state for part in INITIAL)}
+    layers = {name: layer for name, layer in layers.items() if name in initialized or not initialized}
+    for name in sorted(initialized - layers.keys()):
+        raise MiloraError(f"{name}: the initial factors do not fit this base model", "load the base of the adapter")
     initial, origins = {}, {}
     for name in layers:
         try:

@@ -8,6 +8,9 @@ Components = Literal["minor", "principal", "middle", "random"]
 Form = Literal["intact", "residual"]
 """Whether the base weight remains W, or is replaced by W − s·B₀A₀ as in the paper."""
 
+Unsupported = Literal["error", "lora"]
+"""What becomes of layers that cannot be initialized: they are refused, or remain ordinary LoRA."""
+
 Weighting = Literal["singular", "orthonormal"]
 """Whether the factors are weighted by the square root of the singular values, or are orthonormal."""
 

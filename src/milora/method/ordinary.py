@@ -9,6 +9,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from milora.method.errors import MiloraError
+from milora.method.variant.weights import flatten_factors
 
 # ‖ΔW − ΔW_rounded‖ / ‖ΔW‖ up to which factors take the dtype of the base: its products are rounded by as much.
 EXACT_ENOUGH = 2**-8
@@ -22,7 +23,7 @@ CLASSIC = (
 
 @dataclass(frozen=True, slots=True)
 class OrdinaryFactors:
-    """B `(out, rank)` and A `(rank, in)` of each layer by name, without a scaling, on the CPU.
+    """A `(E·rank, in)` and B `(out, rank·E)` of each layer by name, without a scaling, on the CPU.
 
     Attributes:
         errors: ‖ΔW − B A‖ / ‖ΔW‖ (Frobenius) of each layer, by recompression and rounding.
@@ -43,7 +44,7 @@ def pack_updates(
     """Bring ΔW = up·down of all layers to one rank and one dtype; smaller ranks are padded with zeros.
 
     Args:
-        updates: `up` `(out, r)`, with the scaling in it, and `down` `(r, in)` of each layer by name.
+        updates: `up` `(E, out, r)`, with the scaling in it, and `down` `(E, r, in)` of each layer of E matrices.
         rank: recompress to it; None is the largest r, which is exact.
         dtype: the dtype of the factors; None is `preferred` where that is exact enough, else their own.
 
@@ -70,7 +71,8 @@ def pack_updates(
     errors = {name: _relative_error(updates[name], pair) for name, pair in written.items()}
     found = rank or exact_rank
     factors = {
-        name: (_widen(down.mT, found).mT.contiguous(), _widen(up, found)) for name, (up, down) in written.items()
+        name: flatten_factors(_widen(down.mT, found).mT.contiguous(), _widen(up, found))
+        for name, (up, down) in written.items()
     }
     return OrdinaryFactors(found, dtype or trained, factors, errors)
 

@@ -6,16 +6,19 @@ An adapter's file contains a digest of each weight that it targets. What no adap
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from milora.method.errors import MiloraError
 from milora.method.variant.weights import (
     base_weight,
+    count_matrices,
     describe_base,
     describe_weight,
+    matrix_names,
     quantization_of,
-    read_weight,
+    read_matrices,
+    stack_factors,
     storage_of,
     weight_shape,
 )
@@ -23,14 +26,14 @@ from milora.method.variant.weights import (
 UNKNOWN = "unknown"
 
 
-def describe_bases(layers: dict[str, LoraLinear]) -> dict[str, str]:
+def describe_bases(layers: dict[str, LoraLayer]) -> dict[str, str]:
     """Return a description of each layer's weight, by name."""
     with ThreadPoolExecutor(4) as pool:  # hashing releases Python's lock
         return dict(zip(layers, pool.map(describe_base, layers.values()), strict=True))
 
 
 def check_origins(
-    layers: dict[str, LoraLinear],
+    layers: dict[str, LoraLayer],
     origins: dict[str, str],
     factors: dict[str, tuple[Tensor, Tensor]],
     *,
@@ -63,27 +66,29 @@ def check_origins(
     ]
 
 
-def _check_shape(name: str, layer: LoraLinear, A: Tensor, B: Tensor) -> None:
-    fitting, shape = (B.shape[0], A.shape[1]), weight_shape(layer)
+def _check_shape(name: str, layer: LoraLayer, A: Tensor, B: Tensor) -> None:
+    fitting, shape, matrices = (B.shape[0], A.shape[1]), weight_shape(layer), count_matrices(layer)
     if fitting != shape:
         raise _wrong_base(name, f"its factors fit a {fitting} weight, and this one is {shape}")
+    if len(A) % matrices or len(A) != B.shape[1]:
+        raise _wrong_base(name, f"its factors are not those of {matrices} matrices")
 
 
-def _is_proven(name: str, layer: LoraLinear, found: str, recorded: str) -> bool:
+def _is_proven(name: str, layer: LoraLayer, found: str, recorded: str) -> bool:
     if found == recorded:
         return True
     dtype, weight = getattr(torch, storage_of(recorded), None), base_weight(layer)
     if dtype is None or quantization_of(weight):
         return False
-    if weight.dtype != dtype and describe_weight(read_weight(layer).to(dtype)) == recorded:
+    if weight.dtype != dtype and describe_weight(matrix.to(dtype) for matrix in read_matrices(layer)) == recorded:
         return True
     if torch.promote_types(weight.dtype, dtype) == weight.dtype:  # which contains every number of the recorded dtype
         raise _wrong_base(name, "its weight is another, if only by a little")
     return False
 
 
-def check_base(name: str, layer: LoraLinear, A: Tensor, B: Tensor) -> None:
-    """Raise unless the layer's weight maps each column of B₀ to the matching row of A₀.
+def check_base(name: str, layer: LoraLayer, A: Tensor, B: Tensor) -> None:
+    """Raise unless each matrix of the layer maps each column of its B₀ to the matching row of its A₀.
 
         bᵢᵀ W = cᵢ aᵢ
 
@@ -95,7 +100,12 @@ def check_base(name: str, layer: LoraLinear, A: Tensor, B: Tensor) -> None:
         MiloraError: the factors were made from another weight.
     """
     _check_shape(name, layer, A, B)
-    weight = read_weight(layer)
+    factors = zip(*stack_factors(A, B, count_matrices(layer)), strict=True)
+    for matrix, weight, (one_A, one_B) in zip(matrix_names(name, layer), read_matrices(layer), factors, strict=True):
+        _check_matrix(matrix, weight, one_A, one_B)
+
+
+def _check_matrix(name: str, weight: Tensor, A: Tensor, B: Tensor) -> None:
     dtype = torch.promote_types(weight.dtype, torch.float32)
     weight, A, B = weight.to(dtype), A.to(weight.device, dtype), B.to(weight.device, dtype)
     image = B.T @ weight

@@ -139,7 +139,7 @@ def load_tokenizer(section: ModelSection, adapter: Path | None = None) -> PreTra
 
 
 def _find_end(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> str:
-    known = _load_config(section).get_text_config().eos_token_id
+    known = load_config(section).get_text_config().eos_token_id
     ends = known if isinstance(known, list) else [known]
     token = None if ends[0] is None else tokenizer.convert_ids_to_tokens(ends[0])
     if token is None:
@@ -158,7 +158,7 @@ def added_ids(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> list
 
 def count_embedded(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens the model embeds, by its config: fewer than some tokenizers have, more than most."""
-    rows: int = _load_config(section).get_text_config().vocab_size
+    rows: int = load_config(section).get_text_config().vocab_size
     return max(rows, *(token + 1 for token in added_ids(section, tokenizer)), 0)
 
 

@@ -31,4 +31,13 @@ def write_start(
     peft_model = put_adapter(skeleton, make_config(section), revision=model.revision)
     choice = Choice(section.components, section.weighting, seed)
     with locked(output):
-        return initialize_checkpoint(peft_model, folder, output, choice, form=section.form, jobs=jobs, cache=cache)
+        return initialize_checkpoint(
+            peft_model,
+            folder,
+            output,
+            choice,
+            form=section.form,
+            unsupported=section.unsupported,
+            jobs=jobs,
+            cache=cache,
+        )

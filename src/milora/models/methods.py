@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from peft import AdaLoraConfig, AdaLoraModel, LoraConfig, LoraGAConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import preprocess_loraga
+from peft.tuners.lora import ParamWrapper, preprocess_loraga
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -71,6 +71,7 @@ def add_adapter(
         components=section.components,
         form=section.form,
         weighting=section.weighting,
+        unsupported=section.unsupported,
         seed=seed,
         jobs=jobs,
         cache=cache,
@@ -111,6 +112,11 @@ def put_adapter(
     try:
         return get_peft_model(model, config, revision=revision)
     except ValueError as error:
+        if config.lora_dropout and "ParamWrapper" in str(error):
+            raise MiloraError(
+                f"adapter.dropout={config.lora_dropout}: PEFT has no dropout for the weights of experts",
+                "set adapter.dropout=0, or leave the experts out of the targets",
+            ) from error
         raise MiloraError(f"PEFT refuses the adapter: {one_line(error)}", "choose other target modules") from error
 
 
@@ -194,12 +200,14 @@ def _start_as_peft_does(model: PeftModel, method: str) -> None:
     """
     layers = ready_layers(model, "default", "intact")
     for name, layer in layers.items():
+        if isinstance(layer, ParamWrapper):
+            raise MiloraError(f"{name}: PEFT's {method} does not support experts", "take them out of the targets")
         if method == "olora" and is_transposed(layer):
             raise MiloraError(
                 f"{name}: PEFT's OLoRA does not support the transposed weights of Conv1D", "use method=pissa"
             )
     factors = decompose_together(
-        layers, lambda shard: {name: _factors_of_peft(layer, method) for name, layer in shard.items()}
+        layers, lambda shard: {name: _factors_of_peft(cast(LoraLinear, layer), method) for name, layer in shard.items()}
     )
     start_layers(model, "default", layers, factors, "intact", certified=method != "lora_ga")
 

@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from milora.method.decomposition import check_rank
 from milora.method.errors import MiloraError
 from milora.method.layers import fitting_layers
-from milora.method.variant.weights import weight_shape
 from milora.models.base import load_skeleton
 from milora.models.methods import make_config, put_adapter
 from milora.run.recipe import AdapterSection, ModelSection
@@ -46,11 +44,7 @@ def check_targets(model: ModelSection, adapter: AdapterSection) -> None:
                 "layers are counted from 0",
             )
     if adapter.method == "milora":
-        for name, layer in fitting_layers(peft_model, "default", adapter.form).items():
-            try:
-                check_rank(layer.r["default"], weight_shape(layer))
-            except MiloraError as error:
-                raise MiloraError(f"{name}: {error.message}", error.hint) from error
+        fitting_layers(peft_model, "default", adapter.form, adapter.unsupported)
 
 
 def _check(key: str, wanted: str | list[str], names: Iterable[str], kind: str) -> None:

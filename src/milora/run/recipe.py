@@ -17,6 +17,7 @@ from milora.method.options import (
     PromptChoice,
     Quantization,
     TemplateName,
+    Unsupported,
     Weighting,
 )
 from milora.run.judge import JudgeSection
@@ -56,6 +57,7 @@ class AdapterSection(Section):
     components: Components = "minor"
     form: Form = "intact"
     weighting: Weighting = "singular"
+    unsupported: Unsupported = "error"  # layers narrower than the rank, or not linear; lora: left ordinary LoRA
     loraplus_ratio: Annotated[float, Field(ge=1, le=1e6)] = 16.0  # B's learning rate over A's
 
     @property

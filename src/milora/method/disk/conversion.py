@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from milora.method.disk.start import ADAPTER, RECORD, name_start
+from milora.method.disk.record import ADAPTER, RECORD
+from milora.method.disk.start import name_start
 from milora.method.errors import MiloraError
 from milora.method.export import ExportReport, write_lora
 from milora.method.files import hash_file, read_json
@@ -54,7 +55,7 @@ def convert_adapter(path: Path, trained: Path, initial: Path, *, rank: int | Non
                 ANOTHER_START,
             )
         up, down = join_factors(A, B, A0, B0)
-        updates[name] = up * scaling, down
+        updates[name] = (up * scaling)[None], down[None]
     options = record["options"]
     config = read_json(trained / CONFIG_NAME)
     config |= {"base_model_name_or_path": options["model"], "revision": options.get("revision")}

@@ -41,6 +41,13 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         return read_tensor(self.folder / self.files[name], name)
 
+    def read_matrix(self, name: str, index: int) -> Tensor:
+        """Read a tensor of two dimensions, or one slice of a tensor of three."""
+        with safe_open(self.folder / self.files[name], "pt") as file:
+            part = file.get_slice(name)
+            matrix: Tensor = part[index] if len(part.get_shape()) == 3 else part[:]
+        return matrix
+
     def describe(self, name: str) -> tuple[tuple[int, ...], str]:
         """Return a tensor's shape and dtype, as safetensors calls it, without reading its values."""
         with safe_open(self.folder / self.files[name], "pt") as file:

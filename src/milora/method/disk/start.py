@@ -14,35 +14,34 @@ Before that, all files are in OUT/.unfinished-<digest of the options and of the 
 factors found so far, whole/ the finished files, and rounding/ the rounding errors of each finished shard.
 """
 
-import hashlib
-import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import CONFIG_NAME as MODEL_CONFIG_NAME
 
-from milora.method.disk.shards import Checkpoint, create_tensors, open_checkpoint, overwriting, read_tensor
+from milora.method.coverage import measure_coverage
+from milora.method.disk.record import ADAPTER, LAST, RECORD, describe_options, digest, is_finished
+from milora.method.disk.shards import create_tensors, open_checkpoint, overwriting, read_tensor
 from milora.method.disk.stored import StoredWeights, find_weights
-from milora.method.errors import MiloraError
-from milora.method.factors import Choice, decompose_layers
+from milora.method.factors import Choice, decompose_layers, flatten_stack
 from milora.method.files import hash_file, read_json, replacing, write_bytes, write_json
 from milora.method.initialization import LayerReport, find_warnings, report_layer
 from milora.method.layers import fitting_layers
-from milora.method.options import Form
+from milora.method.options import Form, Unsupported
+from milora.method.unsupported import adapter_layers, is_decomposable, leave_ordinary
 from milora.method.variant.config import lora_config, make_milora_config, make_ordinary_config
 from milora.method.variant.linear import INITIAL_A, INITIAL_B, ORIGIN
 from milora.method.variant.residual import subtract_product
 from milora.method.variant.weights import LENGTH, describe_weight, encode_description, is_transposed, trained_factors
-
-ADAPTER = "adapter"
-RECORD = "initialization.json"
-LAST = (CONFIG_NAME, MODEL_CONFIG_NAME)  # if either exists, all other files do
 
 
 def initialize_checkpoint(
@@ -52,6 +51,7 @@ def initialize_checkpoint(
     choice: Choice,
     *,
     form: Form = "intact",
+    unsupported: Unsupported = "error",
     jobs: int = 1,
     cache: Path | None = None,
 ) -> list[str]:
@@ -64,6 +64,7 @@ def initialize_checkpoint(
         folder: the checkpoint, in safetensors.
         output: a folder for the adapter, or for the residual model and its adapter.
         choice, jobs, cache: see `decompose_layers`.
+        unsupported: see `initialize_lora_milora_weights`; layers that are not linear are always refused.
         form: "residual" also writes a model of W − s·B₀A₀, from which any trainer that supports PEFT can start.
 
     Returns the warnings, as sentences; immediately if `output` is finished.
@@ -72,25 +73,29 @@ def initialize_checkpoint(
         MiloraError: see `initialize_lora_milora_weights`; or the checkpoint is incomplete, or `output` was made with
             other options.
     """
-    layers = fitting_layers(model, "default", form)
+    layers = fitting_layers(model, "default", form, unsupported)
+    ordinary = {name: layer for name, layer in adapter_layers(model, "default").items() if name not in layers}
+    if not all(is_decomposable(layer) for layer in ordinary.values()):
+        fitting_layers(model, "default", form)  # raises
+    sentences = leave_ordinary(model, "default") + measure_coverage(model, "default").warnings
     checkpoint = open_checkpoint(folder)
     weights = find_weights(model, layers, checkpoint)
     config = lora_config(model, "default")
-    options = _describe_options(config, choice, form, checkpoint)
+    options = describe_options(config, choice, form, checkpoint)
     output.mkdir(parents=True, exist_ok=True)
-    unfinished = output / f".unfinished-{_digest(options)}"
+    unfinished = output / f".unfinished-{digest(options)}"
     leftovers = list(output.glob(".unfinished-*"))
     for leftover in leftovers:
         if any((leftover / "whole" / name).is_file() for name in LAST):
             _move(leftover / "whole", output)
-    finished = _is_finished(output, options)
+    finished = is_finished(output, options)
     for leftover in leftovers:
         if finished or leftover != unfinished:
             shutil.rmtree(leftover)
     if not finished:
         for file in unfinished.rglob(".*"):
             file.unlink()  # half-written by a killed process
-        work = _Work(unfinished, weights, choice, form)
+        work = _Work(unfinished, weights, ordinary, choice, form, sentences)
         if form == "intact":
             work.write_intact(config, options, jobs, cache)
         else:
@@ -107,8 +112,10 @@ class _Work:
 
     unfinished: Path
     weights: StoredWeights
+    ordinary: dict[str, LoraLayer]
     choice: Choice
     form: Form
+    sentences: list[str]
 
     @property
     def whole(self) -> Path:
@@ -116,7 +123,8 @@ class _Work:
 
     def write_intact(self, config: LoraConfig, options: dict[str, Any], jobs: int, cache: Path | None) -> None:
         reports = self._write_factors(self.whole / SAFETENSORS_WEIGHTS_NAME, jobs, cache)
-        self._write_record(reports, {"options": options, "warnings": find_warnings(reports, self.choice.weighting)})
+        warnings = self.sentences + find_warnings(reports, self.choice.weighting)
+        self._write_record(reports, {"options": options, "warnings": warnings})
         self._write_config(self.whole, make_milora_config(config, "default", certified=True))
 
     def write_residual(
@@ -136,7 +144,7 @@ class _Work:
                 write_bytes(self.whole / file.name, file.read_bytes())
         record = {
             "options": options,
-            "warnings": find_warnings(reports, self.choice.weighting) + _warn_of_rounding(errors),
+            "warnings": self.sentences + find_warnings(reports, self.choice.weighting) + _warn_of_rounding(errors),
             # These two are needed to subtract A₀ and B₀ from a trained adapter.
             "adapter_sha256": digest,
             "scaling": {name: layer.scaling["default"] for name, layer in self.weights.layers.items()},
@@ -155,24 +163,38 @@ class _Work:
                     tensors[f"{name}.{part}.weight"] = tuple(weight.shape), weight.dtype
             if self.form == "intact":
                 tensors[f"{name}.{ORIGIN}.weight"] = (LENGTH,), torch.uint8
+        for name, layer in self.ordinary.items():
+            for part, weight in zip(("lora_A", "lora_B"), trained_factors(layer, "default"), strict=True):
+                tensors[f"{name}.{part}.weight"] = tuple(weight.shape), weight.dtype
         path.parent.mkdir(parents=True, exist_ok=True)
         found = decompose_layers(
             layers, "default", self.choice, self.weights.read, jobs=jobs, cache=cache or self.unfinished / "factors"
         )
-        reports = {}
+        reports: dict[str, LayerReport] = {}
         with replacing(path) as temporary:
             create_tensors(temporary, tensors)
             with overwriting(temporary) as write:
-                for name, factors in found:
-                    reports[name] = report_layer(factors)
-                    values = {"lora_A": factors.A, "lora_B": factors.B, INITIAL_A: factors.A, INITIAL_B: factors.B}
+                for name, stack in found:
+                    reports |= report_layer(name, layers[name], stack)
+                    A, B = flatten_stack(stack)
+                    values = {"lora_A": A, "lora_B": B, INITIAL_A: A, INITIAL_B: B}
                     if self.form == "intact":
-                        values[ORIGIN] = encode_description(describe_weight(self.weights.read(name)))
+                        matrices = (self.weights.read(name, index) for index in range(len(stack)))
+                        values[ORIGIN] = encode_description(describe_weight(matrices))
                     for part, factor in values.items():
                         key = f"{name}.{part}.weight"
                         if key in tensors:
                             write(key, factor.to(tensors[key][1]))
+                self._write_ordinary(write, tensors)
         return reports
+
+    def _write_ordinary(self, write: Callable[[str, Tensor], None], tensors: dict[str, Any]) -> None:
+        """Write A of each ordinary LoRA as PEFT draws it, but from the seed; B is zero, as the file is already."""
+        generator = torch.Generator().manual_seed(self.choice.seed)
+        for name in self.ordinary:
+            shape, dtype = tensors[f"{name}.lora_A.weight"]
+            A = torch.nn.init.kaiming_uniform_(torch.empty(shape), a=5**0.5, generator=generator)
+            write(f"{name}.lora_A.weight", A.to(dtype))
 
     def _write_shards(self, factors: Path) -> dict[str, float]:
         """Copy each shard and overwrite its targets with W − s·B₀A₀; return the rounding error of each layer."""
@@ -205,8 +227,9 @@ class _Work:
 
     def _write_config(self, folder: Path, config: LoraConfig) -> None:
         config.inference_mode = True
-        if isinstance(config.target_modules, set):
-            config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
+        for option in ("target_modules", "target_parameters"):
+            if isinstance(getattr(config, option), set):
+                setattr(config, option, sorted(getattr(config, option)))  # the order of a set differs between processes
         config.save_pretrained(str(self.unfinished))
         write_bytes(folder / CONFIG_NAME, (self.unfinished / CONFIG_NAME).read_bytes())
 
@@ -227,49 +250,6 @@ def _warn_of_rounding(errors: dict[str, float]) -> list[str]:
         f"rounding W − s·B₀A₀ to the checkpoint's dtype lost up to {errors[worst]:.2g} of s·B₀A₀ ({worst}): at step 0 "
         'the model differs from its base by that error; form="intact" has none'
     ]
-
-
-def _describe_options(config: LoraConfig, choice: Choice, form: Form, checkpoint: Checkpoint) -> dict[str, Any]:
-    targets = config.target_modules
-    states = [(shard, (checkpoint.folder / shard).stat()) for shard in checkpoint.shards]
-    return {
-        "model": config.base_model_name_or_path,
-        "weights": _digest([(shard, state.st_size, state.st_mtime_ns) for shard, state in states]),
-        "form": form,
-        **asdict(choice),
-        "rank": config.r,
-        "alpha": config.lora_alpha,
-        "rslora": config.use_rslora,
-        "targets": targets if isinstance(targets, str) else sorted(targets or ()),
-        "rank_pattern": config.rank_pattern,
-        "alpha_pattern": config.alpha_pattern,
-        **({"revision": config.revision} if config.revision else {}),
-    }
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-
-
-def _is_finished(output: Path, options: dict[str, Any]) -> bool:
-    """Return whether `output` contains all files that these options give.
-
-    Raises:
-        MiloraError: it contains a model or an adapter that was made with other options.
-    """
-    present = [name for name in (*LAST, ADAPTER) if (output / name).exists()]
-    if not present:
-        return False
-    record = output / RECORD
-    written = read_json(record).get("options") if record.is_file() else None
-    if written == options:
-        return True
-    if written is None:
-        raise MiloraError(f"{output} contains {present[0]} of another model", "write to another folder with -o")
-    differences = [
-        f"{key}={written.get(key)!r}, not {value!r}" for key, value in options.items() if written.get(key) != value
-    ]
-    raise MiloraError(f"{output} was made with {'; '.join(differences)}", "write to another folder with -o")
 
 
 def _move(whole: Path, output: Path) -> None:

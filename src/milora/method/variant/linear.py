@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from milora.method.errors import MiloraError
 from milora.method.variant.config import MiloraConfig
 from milora.method.variant.weights import (
     base_weight,
+    count_matrices,
     decode_description,
     encode_description,
     is_offloaded,
@@ -26,6 +27,7 @@ from milora.method.variant.weights import (
     is_transposed,
     multiply_factors,
     place_factors,
+    stack_factors,
     storage_of,
     trained_factors,
 )
@@ -81,8 +83,9 @@ class IntactVariant(LoraVariant):
         return result + update * scaling
 
     def delta(self, module: LoraLayer, adapter_name: str) -> Tensor:
-        up, down = update_factors(module, adapter_name)
-        return multiply_factors(up, down, module.scaling[adapter_name], is_transposed(module))
+        up, down = stacked_update(module, adapter_name)
+        update = multiply_factors(up, down, module.scaling[adapter_name], is_transposed(module))
+        return update.reshape(base_weight(module).shape)
 
     # PEFT declares these two as static, but calls them on the instance.
     def merge_safe(  # type: ignore[override]
@@ -118,7 +121,9 @@ def find_variant(layer: LoraLayer, adapter_name: str) -> LoraVariant | None:
     return layer.lora_variant.get(adapter_name)
 
 
-def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, *, origin: str, tied: bool) -> None:
+def attach_factors(
+    module: LoraLinear | ParamWrapper, adapter_name: str, A: Tensor, B: Tensor, *, origin: str, tied: bool
+) -> None:
     """Start `adapter_name` of a LoRA layer at A `(r, in)` and B `(out, r)`; the layer's output does not change.
 
     `origin` describes the weight that they were made from; see `describe_base`.
@@ -128,8 +133,9 @@ def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, 
             setattr(module, part, nn.ModuleDict())
         module.other_param_names = (*module.other_param_names, *INITIAL)  # delete_adapter deletes these
         module.register_load_state_dict_pre_hook(_refuse_other_factors)  # type: ignore[no-untyped-call]
-        # A partial, because deepcopy follows its arguments.
-        module.resolve_lora_variant = partial(_resolve_variant, module)  # type: ignore[method-assign]
+        if not isinstance(module, ParamWrapper):  # which takes no variant
+            # A partial, because deepcopy follows its arguments.
+            module.resolve_lora_variant = partial(resolve_variant, module)  # type: ignore[method-assign]
     if is_offloaded(module):
         place_factors(module, adapter_name)
     if is_quantized(base_weight(module)):
@@ -143,7 +149,7 @@ def attach_factors(module: LoraLinear, adapter_name: str, A: Tensor, B: Tensor, 
     module.lora_variant[adapter_name] = IntactVariant(tied)
 
 
-def _resolve_variant(module: LoraLayer, *, config: LoraConfig, **options: Any) -> LoraVariant | None:
+def resolve_variant(module: LoraLayer, *, config: LoraConfig, **options: Any) -> LoraVariant | None:
     """Return what PEFT computes an adapter with that is added to an initialized layer.
 
     Raises:
@@ -198,9 +204,22 @@ def update_factors(module: LoraLayer, adapter_name: str) -> tuple[Tensor, Tensor
     return join_factors(A, B, A0.to(A.dtype), B0.to(B.dtype))
 
 
+def stacked_update(module: LoraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
+    """Return the same for each of the E matrices of a layer: `(E, out, 2r)` and `(E, 2r, in)`.
+
+    Those of an ordinary LoRA are B and A, `(E, out, r)` and `(E, r, in)`.
+    """
+    matrices = count_matrices(module)
+    A, B = stack_factors(*trained_factors(module, adapter_name), matrices)
+    if not isinstance(find_variant(module, adapter_name), IntactVariant):
+        return B, A
+    A0, B0 = stack_factors(*initial_factors(module, adapter_name), matrices)
+    return join_factors(A, B, A0.to(A.dtype), B0.to(B.dtype))
+
+
 def join_factors(A: Tensor, B: Tensor, A0: Tensor, B0: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `[B − B₀, B₀]` and `[A; A − A₀]`."""
-    return torch.cat([B - B0, B0], dim=1), torch.cat([A, A - A0])
+    """Return `[B − B₀, B₀]` and `[A; A − A₀]`, of one matrix or of a stack."""
+    return torch.cat([B - B0, B0], dim=-1), torch.cat([A, A - A0], dim=-2)
 
 
 def _stash(adapter_name: str) -> str:

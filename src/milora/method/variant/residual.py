@@ -79,7 +79,7 @@ def _unload(module: LoraLinear, *, merge: bool, safe_merge: bool, adapter_names:
     return module.get_base_layer()
 
 
-def _residual_among(layer: LoraLinear, names: set[str]) -> set[str]:
+def _residual_among(layer: LoraLayer, names: set[str]) -> set[str]:
     return {name for name in names if isinstance(layer.lora_variant.get(name), ResidualVariant)}
 
 
