@@ -8,11 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from milora.evaluation.target import target_of_run
 from milora.method.errors import MiloraError
-from milora.models.base import count_embedded, load_model, load_tokenizer
+from milora.method.loading import load_milora
+from milora.models.base import added_ids, count_embedded, load_model, load_tokenizer
+from milora.models.export import export_run
 from milora.models.methods import add_adapter
+from milora.run.directory import open_run
 from milora.run.recipe import AdapterSection, ModelSection
-from tests.conftest import logits_of
+from tests.conftest import drift, logits_of
 
 
 @pytest.fixture
@@ -84,3 +88,31 @@ def test_rows_with_tokens_that_the_model_does_not_embed_are_refused(alter, call,
 
 
 CHAT = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.slow
+def test_a_run_trains_added_tokens_and_whole_modules(small_recipe, call, tmp_path):
+    code, _, err = call(
+        *("run", small_recipe, "model.added_tokens=[Question,<think>]", "adapter.modules_to_save=[model.norm]"),
+        *("training.max_steps=2", "evaluation.limit=2", "--runs", tmp_path / "runs"),
+    )
+    assert code == 0, err
+    (path,) = (tmp_path / "runs").iterdir()
+    run = open_run(path)
+    base = load_model(run.recipe.model)
+    trained = target_of_run(run).load()
+    resumed = load_milora(load_model(run.recipe.model), run.adapter)
+    merged = AutoModelForCausalLM.from_pretrained(
+        export_run(run, run.trained, "merged", tmp_path / "merged"), dtype=torch.float32
+    )
+    ids = load_tokenizer(run.recipe.model)("Question: <think>", return_tensors="pt")["input_ids"]
+    assert 49152 in ids
+    with torch.no_grad():
+        answers = [model.eval()(ids).logits for model in (trained, resumed, merged)]
+        assert drift(answers[0], base.eval()(ids).logits) > 1e-4
+    assert drift(answers[1], answers[0]) <= 1e-5 and drift(answers[2], answers[0]) <= 1e-5
+    known = base.get_input_embeddings().weight.data
+    rows = merged.get_input_embeddings().weight.data
+    changed = (rows != known).any(1).nonzero().flatten().tolist()
+    assert changed == sorted(added_ids(run.recipe.model, load_tokenizer(run.recipe.model)))
+    assert not torch.equal(merged.model.norm.weight, base.model.norm.weight)

@@ -65,7 +65,7 @@ def _save(run: RunDirectory, model: Trained, state: dict[str, Tensor], tokenizer
     """Write the adapter, or a fully tuned model in the dtype in which its base is loaded; return ‖ΔW‖."""
     section, adapter = run.recipe.model, run.recipe.adapter
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(run.adapter), state_dict=state)
+        model.save_pretrained(str(run.adapter), state_dict=state, save_embedding_layers=False)
         is_whole = name_launcher() in ("ddp", "zero1", "zero2")
         return measure_change(model if is_whole else attach_adapter(load_model(section), run.adapter, adapter.form))
     tuned = load_model(section.model_copy(update={"dtype": "float32"}))

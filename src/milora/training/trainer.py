@@ -3,6 +3,7 @@
 All private API of TRL and of transformers' trainer that milora uses is in this file; tests/test_seams.py asserts it.
 """
 
+import warnings
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any, cast
@@ -94,7 +95,11 @@ class RecipeTrainer(SFTTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter unsharded, with its initial factors."""
         if isinstance(self.model, PeftModel):
-            self._save(output_dir, state_dict=self.gather_state())
+            state = self.gather_state()
+            with warnings.catch_warnings():
+                # Of a base with added tokens only their rows are saved, which is what PEFT is given.
+                warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
+                self._save(output_dir, state_dict=state)
         else:
             super().save_model(output_dir, _internal_call)
 
