@@ -122,7 +122,8 @@ def test_layers_without_a_weight_are_named():
     model = get_peft_model(make_llama(), LoraConfig(r=4, target_modules=["q_proj"]))
     for layer in model.base_model.model.model.layers:
         packed = nn.Module()
-        packed.in_features, packed.out_features, packed.qweight = 64, 64, nn.Parameter(torch.ones(8, 64))
+        packed.in_features, packed.out_features = 64, 64
+        packed.register_buffer("qweight", torch.ones(8, 64, dtype=torch.int32))
         layer.self_attn.q_proj = GPTQLoraLinear(packed, "default", config=model.peft_config["default"], r=4)
     with pytest.raises(MiloraError, match="q_proj: the weight is quantized by"):
         milora.initialize_lora_milora_weights(model)

@@ -88,8 +88,8 @@ def place_factors(layer: LoraLayer, adapter_name: str) -> None:
 def name_quantizer(layer: LoraLayer) -> str | None:
     """Return what stores the base weight in a form that is not read here; None if it is read.
 
-    Floating-point weights are read, and those of bitsandbytes. Others have no weight (GPTQ, AWQ, HQQ), or one whose
-    numbers mean nothing without their scales (FP8, torchao).
+    Floating-point weights are read, and those of bitsandbytes. Others are integers under another name (GPTQ, AWQ, HQQ),
+    or numbers that mean nothing without their scales (FP8, torchao).
     """
     base = layer.get_base_layer()
     weight = base_weight(layer) if isinstance(layer, ParamWrapper) else getattr(base, "weight", None)
@@ -98,7 +98,8 @@ def name_quantizer(layer: LoraLayer) -> str | None:
     if isinstance(weight, Tensor) and weight.dtype in READ:
         is_plain = type(weight.data).__module__.partition(".")[0] == "torch"
         return None if is_plain else type(weight.data).__name__
-    return type(base).__name__
+    integers = any(not tensor.is_floating_point() for tensor in (*base.parameters(), *base.buffers()))
+    return type(base).__name__ if isinstance(weight, Tensor) or integers else None
 
 
 def trained_factors(layer: LoraLayer, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter]:
