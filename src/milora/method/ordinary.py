@@ -115,7 +115,7 @@ def _compress(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     U, S, Vh = torch.linalg.svd(R_up @ R_down.mT)
     root = S[..., :rank].sqrt()
     new_up, new_down = (Q_up @ U[..., :rank]) * root[..., None, :], root[..., None] * Vh[..., :rank, :] @ Q_down.mT
-    return new_up.to(up.dtype), new_down.to(up.dtype)
+    return new_up.to(up), new_down.to(up)
 
 
 def _relative_error(update: tuple[Tensor, Tensor], written: tuple[Tensor, Tensor]) -> float:
