@@ -6,7 +6,7 @@ from torch import nn
 
 from milora.method.errors import MiloraError
 from milora.method.variant.config import lora_config
-from milora.method.variant.weights import trained_factors
+from milora.method.variant.weights import is_offloaded, trained_factors
 
 ZERO_STARTS = (True, "gaussian")  # init_lora_weights with which PEFT starts B at zero
 FUSED = ("unsloth", "axolotl")  # their kernels compute W x + s·B A x from A and B alone
@@ -25,6 +25,8 @@ def check_fresh(model: PeftModel, adapter_name: str, layers: dict[str, LoraLayer
                 f"{name}: the scaling {layer.scaling[adapter_name]:g} is not positive", "set lora_alpha above 0"
             )
         A, B = trained_factors(layer, adapter_name)
+        if A.is_meta and is_offloaded(layer):
+            continue  # which is where PEFT creates them
         if A.is_meta or B.is_meta:
             raise MiloraError(
                 f"{name}: adapter {adapter_name!r} is on the meta device", "add it without low_cpu_mem_usage"

@@ -22,7 +22,6 @@ from milora.method.variant.weights import (
     count_matrices,
     decode_description,
     encode_description,
-    is_offloaded,
     is_quantized,
     is_transposed,
     multiply_factors,
@@ -136,7 +135,7 @@ def attach_factors(
         if not isinstance(module, ParamWrapper):  # which takes no variant
             # A partial, because deepcopy follows its arguments.
             module.resolve_lora_variant = partial(resolve_variant, module)  # type: ignore[method-assign]
-    if is_offloaded(module):
+    if trained_factors(module, adapter_name)[0].is_meta:  # PEFT puts them where an offloaded weight is
         place_factors(module, adapter_name)
     if is_quantized(base_weight(module)):
         # TRL rounds the trained factors of a quantized model to bf16; the initial ones must then be the same numbers.
