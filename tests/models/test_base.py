@@ -169,7 +169,7 @@ def test_an_encoder_is_not_trained_as_a_causal_model(tmp_path):
 
 def test_a_residual_model_is_not_a_base(tmp_path, small_model):
     section = AdapterSection(rank=4, target_modules=["q_proj"], form="residual")
-    write_start(ModelSection(name=str(small_model)), section, tmp_path / "start", jobs=1)
+    write_start(ModelSection(name=str(small_model)), section, tmp_path / "start", seed=0, jobs=1)
     for load in (base.load_model, base.load_tokenizer, base.load_skeleton):
         with pytest.raises(MiloraError, match="is a residual model"):
             load(ModelSection(name=str(tmp_path / "start")))

@@ -81,7 +81,7 @@ DAMAGES = [
 INVALID = [
     (("--rank", 65), "2 × q_proj: rank 65 is above 64"),
     (("--targets", "q_prj"), "q_prj is not a linear layer of"),
-    (("--targets", "nine.q_proj"), "nine.q_proj is not a linear layer"),
+    (("--targets", "nine.q_proj"), "nine.q_proj is not a linear layer of"),
     (("-o", "MODEL"), "is the model itself"),
     (("-o", "MODEL/../model"), "is the model itself"),
     (("-o", "/dev/null/out"), "Not a directory"),
