@@ -35,6 +35,7 @@ def tokenize_rows(
         encoded = template.encode(tokenizer, Conversation.from_row(row))
         ids, trained = encoded.ids[:max_length], encoded.trained[:max_length]
         labels = [token if keep or loss_on == "all" else IGNORED for token, keep in zip(ids, trained, strict=True)]
+        labels[:1] = [IGNORED]  # nothing predicts the first token; padding on the left would seem to
         return {
             "input_ids": ids,
             "labels": labels,

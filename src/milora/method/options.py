@@ -66,6 +66,9 @@ DataSet = Literal[
 ]
 """The data sets that have names."""
 
+Layout = Literal["documents", "mask", "padded"]
+"""How rows share a forward pass: attention per document; one row under a block-diagonal mask; or padded rows."""
+
 OnBadRow = Literal["error", "drop"]
 """What happens to a training row that cannot be read: for example, a cell is null where text is needed."""
 

@@ -54,7 +54,7 @@ def _without_effect(recipe: Recipe) -> list[str]:
         # Dropout draws its masks per pass, LoRA-GA adds the gradients of passes, and the best step is that of the
         # lowest mean over passes.
         if recipe.adapter.dropout == 0 and recipe.adapter.method != "lora_ga":
-            keys.append("micro_batch_size")
+            keys += ["micro_batch_size", "packing"]
     return keys
 
 

@@ -152,6 +152,7 @@ class TrainingSection(Section):
     warmup_steps: Annotated[float, Field(ge=0, le=LARGEST)] = 0  # below 1: a share of all steps
     batch_size: Positive = 16
     micro_batch_size: Positive | None = None  # most rows per forward pass; None: the whole batch
+    packing: bool = True  # rows end to end, none of which sees another; false: padded rows
     epochs: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     max_steps: Positive | None = None  # overrides epochs
     max_length: Positive = 512

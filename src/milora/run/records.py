@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from milora.method.options import TemplateName
+from milora.method.options import Layout, TemplateName
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ class TrainingRecord:
 
     `seconds` count from the last start or resume, at step `resumed_at`. `peak_memory` is in bytes, `weight_change` is
     ‖ΔW‖ over all adapted layers, `held_out_loss` is the loss before and after. `kept_step` is the step that was saved.
-    `template` is the one that rows became text with, never `auto`.
+    `template` is the one that rows became text with, never `auto`; `layout` is how rows shared
+    a forward pass.
     """
 
     seconds: float
@@ -68,6 +69,7 @@ class TrainingRecord:
     weight_change: float
     kept_step: int
     template: TemplateName
+    layout: Layout
     data: TokenReport
     parameters: ParameterCounts
     held_out_loss: tuple[float, float] | None

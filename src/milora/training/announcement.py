@@ -3,12 +3,18 @@
 from itertools import groupby
 
 from milora.data.tokens import IGNORED
+from milora.method.options import Layout
 from milora.run.directory import step_of
 from milora.run.recipe import Recipe
 from milora.run.records import TokenReport
 from milora.training.arguments import count_steps
 from milora.training.prepare import Preparation
 
+LAYOUTS: dict[Layout, str] = {
+    "documents": "rows packed, attention row by row",
+    "mask": "rows packed, attention under a mask",
+    "padded": "rows padded",
+}
 SHOWN = 600  # characters of the row
 
 
@@ -19,7 +25,8 @@ def announce(recipe: Recipe, prepared: Preparation) -> str:
     steps, share = count_steps(recipe, len(rows.train)), report.trained / report.tokens
     lines = [
         f"training on {_count(len(rows.train), report)} rows, {held_out} held out; {report.tokens:,} tokens, "
-        f"{share:.0%} of them trained; {steps:,} steps of {recipe.training.batch_size} rows; template {rows.template}",
+        f"{share:.0%} of them trained; {steps:,} steps of {recipe.training.batch_size} rows; template {rows.template}; "
+        f"{LAYOUTS[prepared.layout]}",
         f"first row: {_render(prepared)}",
     ]
     if prepared.checkpoint:

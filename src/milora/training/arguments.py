@@ -20,7 +20,6 @@ def make_arguments(run: RunDirectory, *, resumed: bool, evaluated: bool) -> SFTC
     """
     recipe, settings = run.recipe, run.recipe.training
     best = settings.keep == "best"
-    micro_batch = micro_batch_size(recipe)
     # Alone, the model computes in its own dtype, adapters in float32, and full fine-tuning's float32 weights under
     # autocast. DeepSpeed uses one dtype for everything, and keeps float32 copies of what it trains.
     mixed = recipe.adapter.method == "full" or name_launcher().startswith("zero")
@@ -32,9 +31,8 @@ def make_arguments(run: RunDirectory, *, resumed: bool, evaluated: bool) -> SFTC
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        per_device_train_batch_size=micro_batch,
-        per_device_eval_batch_size=micro_batch,
-        gradient_accumulation_steps=settings.batch_size // count_processes() // micro_batch,
+        per_device_train_batch_size=settings.batch_size // count_processes(),  # the trainer divides it into passes
+        per_device_eval_batch_size=micro_batch_size(recipe),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         max_length=None,  # tokenize_rows has cut already, and counted

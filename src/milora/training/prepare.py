@@ -17,7 +17,7 @@ from milora.data.templates import choose_template, resolve_template
 from milora.data.tokens import tokenize_rows
 from milora.method.errors import MiloraError
 from milora.method.loading import load_milora
-from milora.method.options import TemplateName
+from milora.method.options import Layout, TemplateName
 from milora.method.variant.config import lora_config
 from milora.models.base import added_ids, count_embedded, load_model, load_tokenizer
 from milora.models.methods import Course, add_adapter
@@ -28,6 +28,7 @@ from milora.run.launch import fail_together, is_main_process, name_launcher
 from milora.run.recipe import Recipe
 from milora.run.records import Start, TokenReport
 from milora.training.arguments import check_reporting, count_steps, micro_batch_size
+from milora.training.attention import choose_layout
 from milora.training.checkpoints import can_resume, check_space, find_checkpoint
 
 Trained: TypeAlias = PreTrainedModel | PeftModel
@@ -51,7 +52,7 @@ class Rows:
 class Preparation:
     """What a training starts from; `checkpoint` is where it resumes, None at its start.
 
-    `trainable` and `total` count parameters, before a launcher shards them.
+    `trainable` and `total` count parameters, before a launcher shards them. `layout` is that of rows in a pass.
     """
 
     model: Trained
@@ -59,6 +60,7 @@ class Preparation:
     total: int
     tokenizer: PreTrainedTokenizerBase
     rows: Rows
+    layout: Layout
     checkpoint: Path | None
 
 
@@ -99,8 +101,9 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
     model = _start(run, base, checkpoint, course, cache)
     with fail_together():
         check_space(run.path, model)
+    layout = choose_layout(model, max(map(len, rows.train["input_ids"]))) if recipe.training.packing else "padded"
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
-    return Preparation(model, trainable, total, tokenizer, rows, checkpoint)
+    return Preparation(model, trainable, total, tokenizer, rows, layout, checkpoint)
 
 
 def _tokenize(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:

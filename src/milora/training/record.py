@@ -52,6 +52,7 @@ def record_training(
         weight_change=change,
         kept_step=trainer.state.best_global_step or steps,
         template=prepared.rows.template,
+        layout=prepared.layout,
         data=prepared.rows.report,
         parameters=ParameterCounts(prepared.trainable, prepared.total, _count_stored(run.trained)),
         held_out_loss=None if first is None or held_out_loss is None else (first, held_out_loss),

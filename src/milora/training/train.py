@@ -15,7 +15,7 @@ from milora.run.directory import RunDirectory
 from milora.run.interruption import Interrupted, on_signal
 from milora.run.launch import fail_together, is_main_process, wait_for_all
 from milora.training.announcement import announce
-from milora.training.arguments import make_arguments
+from milora.training.arguments import make_arguments, micro_batch_size
 from milora.training.checkpoints import CompletionMark, StopAtSignal, can_resume
 from milora.training.divergence import DivergedError, DivergenceGuard, check_trained
 from milora.training.prepare import Preparation, prepare
@@ -98,6 +98,8 @@ def _make_trainer(run: RunDirectory, prepared: Preparation, stop: StopAtSignal) 
             *([RankAllocation()] if adapter.method == "adalora" else []),
             *([EarlyStoppingCallback(patience)] if patience else []),
         ],
+        layout=prepared.layout,
+        micro_batch_size=micro_batch_size(run.recipe),
         loraplus_ratio=adapter.loraplus_ratio if adapter.method == "loraplus" else None,
     )
     trainer.remove_callback(ProgressCallback)

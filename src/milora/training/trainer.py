@@ -4,7 +4,8 @@ All private API of TRL and of transformers' trainer that milora uses is in this 
 """
 
 import warnings
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,19 +20,31 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer  # type: ignore[attr-defined]  # TRL declares its public names lazily
 
 from milora.data.tokens import IGNORED
+from milora.method.options import Layout
 from milora.run.directory import CHECKPOINT
+from milora.training.attention import lay_out
 from milora.training.checkpoints import writing
 from milora.training.loss import loss_of_trained_tokens
+from milora.training.packing import Batch, divide_rows, fit_rows, row_lengths
 
 
 class RecipeTrainer(SFTTrainer):
     """Under every launcher, the losses and the saved weights are those of one process.
 
-    `loraplus_ratio` is LoRA+'s learning rate of B divided by that of A; None selects the trainer's own AdamW.
+    A batch of the arguments is that of a whole step. Its rows are divided among passes here, so that each may be full.
+
+    Args:
+        layout: How rows share a forward pass.
+        micro_batch_size: The most padded rows of a forward pass; packed, as many tokens as they would have had.
+        loraplus_ratio: LoRA+'s learning rate of B divided by that of A; None selects the trainer's own AdamW.
+        arguments: Those of TRL's trainer.
     """
 
-    def __init__(self, *, loraplus_ratio: float | None, **arguments: Any) -> None:
+    def __init__(
+        self, *, layout: Layout, micro_batch_size: int, loraplus_ratio: float | None, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
+        self.layout, self.micro_batch_size = layout, micro_batch_size
         self.loraplus_ratio = loraplus_ratio
         assert self.model is not None
         for parameter in self.model.parameters():
@@ -67,6 +80,33 @@ class RecipeTrainer(SFTTrainer):
         batches[-1]["labels"][max(0, left_over - self.args.process_index * rows) :] = IGNORED
         return batches, self._get_num_items_in_batch(batches, device)
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Return the loss of a step, whose gradients are added pass by pass and exchanged after the last."""
+        passes = self._divide(inputs)
+        loss = torch.zeros((), device=self.args.device)
+        with self._scaled_penalty(1 / len(passes)):
+            for batch in passes[:-1]:
+                self.accelerator.sync_gradients = False
+                with self.accelerator.no_sync(model):
+                    loss += super().training_step(model, batch, num_items_in_batch)
+            self.accelerator.sync_gradients = True
+            return loss + super().training_step(model, passes[-1], num_items_in_batch)
+
+    def _divide(self, inputs: Batch) -> list[Batch]:
+        lengths = row_lengths(inputs)
+        size = self.micro_batch_size
+        if self.layout == "padded":
+            rows = list(range(len(lengths)))
+            return divide_rows(inputs, [rows[start : start + size] for start in range(0, len(rows), size)])
+        capacity = size * max(lengths)
+        passes = fit_rows(lengths, capacity)
+        if self.args.world_size > 1:  # each pass gathers sharded weights from all processes
+            most = self.accelerator.gather(torch.tensor(len(passes), device=self.args.device)).max()
+            passes = fit_rows(lengths, capacity, int(most))
+        return divide_rows(inputs, passes)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -75,6 +115,7 @@ class RecipeTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the loss; TRL's own, whose head scores every position on a CPU, only where its kernels run."""
+        inputs = lay_out(inputs, self.layout)
         if torch.accelerator.is_available() or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         head = cast(PreTrainedModel, self.model).get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -84,13 +125,22 @@ class RecipeTrainer(SFTTrainer):
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Return the metrics with the cross-entropy alone: AdaLoRA adds a penalty to its loss in evaluation too."""
+        with self._scaled_penalty(0.0):
+            return super().evaluate(*arguments, **options)
+
+    @contextmanager
+    def _scaled_penalty(self, factor: float) -> Iterator[None]:
+        """Scale the penalty that AdaLoRA adds to each loss inside the context."""
         config = self.model.active_peft_config if isinstance(self.model, PeftModel) else None
         if not isinstance(config, AdaLoraConfig):
-            return super().evaluate(*arguments, **options)
-        penalty, config.orth_reg_weight = config.orth_reg_weight, 0.0
-        metrics = super().evaluate(*arguments, **options)
-        config.orth_reg_weight = penalty
-        return metrics
+            yield
+            return
+        penalty = config.orth_reg_weight
+        config.orth_reg_weight = penalty * factor
+        try:
+            yield
+        finally:
+            config.orth_reg_weight = penalty
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter unsharded, with its initial factors."""
