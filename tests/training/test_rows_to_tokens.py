@@ -44,16 +44,16 @@ def test_the_chosen_template_and_the_bad_rows_are_recorded(tokenize):
 def test_what_is_lost_is_announced(tokenize):
     rows = tokenize("training.max_length=40")
     recipe = load_recipe("chat-smoke", ["training.batch_size=1", "training.max_steps=null"])
-    said = announce(recipe, Preparation(None, 0, 0, tokenize.tokenizer, rows, None)).splitlines()
+    said = announce(recipe, Preparation(None, 0, 0, tokenize.tokenizer, rows, "documents", None)).splitlines()
     assert re.fullmatch(
         r"training on 2 \(1 dropped as bad\) rows, 1 held out; (\d+) tokens, (\d+)% of them trained; "
-        "2 steps of 1 rows; template chat",
+        "2 steps of 1 rows; template chat; rows packed, attention row by row",
         said[0],
     )
     assert said[1].startswith("first row: '<|im_start|>system") and said[1].endswith("⟦Hello!<|im_end|>⟧\\n'")
     report = replace(rows.report, truncated=1, dropped=2, copies=3)
     rows = replace(rows, report=report, held_out_report=replace(rows.held_out_report, dropped=4, truncated=1))
-    said = announce(recipe, Preparation(None, 0, 0, tokenize.tokenizer, rows, None)).splitlines()
+    said = announce(recipe, Preparation(None, 0, 0, tokenize.tokenizer, rows, "documents", None)).splitlines()
     assert said[0].startswith(
         "training on 2 (1 cut, 2 dropped for their length, 1 dropped as bad, 3 left out as copies of held-out rows) "
         "rows, 1 (1 cut, 4 dropped for their length) held out; "
@@ -69,7 +69,7 @@ def test_rows_with_too_many_tokens_are_left_out_before_others_are_taken(tokenize
     assert (found.report.rows, found.report.long, found.report.truncated, len(found.held_out)) == (2, 1, 0, 1)
     assert len(tokenize("data.validation_rows=0", *exactly).train) == 3
     recipe = load_recipe("chat-smoke", ["training.batch_size=1", "training.max_steps=null"])
-    said = announce(recipe, Preparation(None, 0, 0, tokenize.tokenizer, found, None))
+    said = announce(recipe, Preparation(None, 0, 0, tokenize.tokenizer, found, "padded", None))
     assert said.startswith("training on 2 (1 left out as longer than data.max_tokens) rows, 1 held out; ")
     with pytest.raises(MiloraError, match=r"has no rows; 4 have more than data\.max_tokens=5 tokens"):
         tokenize("data.max_tokens=5")

@@ -8,7 +8,7 @@ from trl import SFTConfig  # type: ignore[attr-defined]  # TRL declares its publ
 
 from milora.method.errors import MiloraError
 from milora.run.directory import RunDirectory
-from milora.run.launch import count_processes, name_launcher
+from milora.run.launch import count_processes
 from milora.run.recipe import Recipe
 
 
@@ -20,9 +20,8 @@ def make_arguments(run: RunDirectory, *, resumed: bool, evaluated: bool) -> SFTC
     """
     recipe, settings = run.recipe, run.recipe.training
     best = settings.keep == "best"
-    # Alone, the model computes in its own dtype, adapters in float32, and full fine-tuning's float32 weights under
-    # autocast. DeepSpeed uses one dtype for everything, and keeps float32 copies of what it trains.
-    mixed = recipe.adapter.method == "full" or name_launcher().startswith("zero")
+    # What is trained is stored in float32 and computed in the model's dtype, by every method alike: autocast rounds it
+    # when it is used. (DeepSpeed uses one dtype for everything, and keeps float32 copies of what it trains.)
     return SFTConfig(
         output_dir=str(run.checkpoints),
         seed=recipe.seed,
@@ -50,7 +49,7 @@ def make_arguments(run: RunDirectory, *, resumed: bool, evaluated: bool) -> SFTC
         include_num_input_tokens_seen="non_padding",
         activation_checkpointing=settings.activation_checkpointing,
         disable_tqdm=True,
-        bf16=mixed and recipe.model.dtype == "bfloat16",
+        bf16=recipe.model.dtype == "bfloat16",
         fp16=recipe.model.dtype == "float16",  # with loss scaling, without which small gradients vanish
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # A₀ and B₀, equal on all processes, would be sent before every forward pass

@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from milora.method.errors import MiloraError
 from milora.method.options import Layout
-from milora.method.variant import is_quantized
+from milora.method.variant.weights import is_quantized
 from milora.training.packing import Batch, lay_end_to_end
 
 BY_DOCUMENT = "milora_by_document"
@@ -151,7 +151,7 @@ def _keeps_apart(model: nn.Module, layout: Layout) -> bool:
         except NotPackedError:
             return False
     tail = slice(-len(second), None)
-    changed, mixed = ((scores[:, tail] - alone).norm().item() for scores in (apart, together))
+    changed, mixed = (float(torch.linalg.norm(scores[:, tail] - alone)) for scores in (apart, together))
     return changed <= 0.1 * mixed
 
 

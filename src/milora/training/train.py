@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from signal import SIGINT, SIGTERM
 
+from peft.helpers import disable_input_dtype_casting
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -56,13 +57,15 @@ def _train(run: RunDirectory, cache: Path | None) -> None:
     stop = StopAtSignal()
     trainer = _make_trainer(run, prepared, stop)
     started = time.perf_counter()
-    with on_signal(stop.note, (SIGINT, SIGTERM), " after this step"):
-        trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
-    seconds = time.perf_counter() - started
-    if stop.stopped:
-        trainer.close()
-        raise Interrupted(stop.signal or SIGTERM, _say_kept(run))
-    held_out_loss = trainer.evaluate()["eval_loss"] if prepared.rows.held_out else None
+    # Autocast rounds the factors when they are used; PEFT would first widen what they are multiplied with.
+    with disable_input_dtype_casting(prepared.model, active=trainer.args.bf16 or trainer.args.fp16):
+        with on_signal(stop.note, (SIGINT, SIGTERM), " after this step"):
+            trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
+        seconds = time.perf_counter() - started
+        if stop.stopped:
+            trainer.close()
+            raise Interrupted(stop.signal or SIGTERM, _say_kept(run))
+        held_out_loss = trainer.evaluate()["eval_loss"] if prepared.rows.held_out else None
     state = trainer.gather_state()
     trainer.close()
     with fail_together():

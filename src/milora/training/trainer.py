@@ -5,7 +5,7 @@ All private API of TRL and of transformers' trainer that milora uses is in this 
 
 import warnings
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,14 +85,14 @@ class RecipeTrainer(SFTTrainer):
     ) -> Tensor:
         """Return the loss of a step, whose gradients are added pass by pass and exchanged after the last."""
         passes = self._divide(inputs)
-        loss = torch.zeros((), device=self.args.device)
+        losses: list[Tensor] = []
         with self._scaled_penalty(1 / len(passes)):
-            for batch in passes[:-1]:
-                self.accelerator.sync_gradients = False
-                with self.accelerator.no_sync(model):
-                    loss += super().training_step(model, batch, num_items_in_batch)
-            self.accelerator.sync_gradients = True
-            return loss + super().training_step(model, passes[-1], num_items_in_batch)
+            for number, batch in enumerate(passes, 1):
+                is_last = number == len(passes)
+                self.accelerator.sync_gradients = is_last
+                with nullcontext() if is_last else self.accelerator.no_sync(model):
+                    losses.append(super().training_step(model, batch, num_items_in_batch))  # type: ignore[no-untyped-call]
+        return torch.stack(losses).sum()
 
     def _divide(self, inputs: Batch) -> list[Batch]:
         lengths = row_lengths(inputs)
