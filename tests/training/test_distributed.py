@@ -132,10 +132,13 @@ def test_killed_and_started_again_it_ends_as_one_process_does(engine, recipe, al
 
 
 def test_processes_with_long_and_short_rows_make_as_many_passes(recipe, tmp_path):
-    """FSDP gathers weights in each pass: a process that needs fewer passes than another would wait for it forever."""
-    rows = [{"question": f"{number} + 1?", "answer": "one " * (40 if number % 8 < 4 else 2)} for number in range(16)]
+    """FSDP gathers weights in each pass: a process that needs fewer passes than another would wait for it forever.
+
+    Of twelve rows one is long: next to it, its process would fit all rows into one pass, and the other needs two.
+    """
+    rows = [{"question": f"{number} + 1?", "answer": "one " * (40 if number == 5 else 2)} for number in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = [f"data.name={tmp_path / 'rows.jsonl'}", "data.rows=12", "data.validation_rows=4"]
+    data = [f"data.name={tmp_path / 'rows.jsonl'}", "data.rows=12", "data.validation_rows=0"]
     changed = [*data, "training.batch_size=12", "training.micro_batch_size=3", "training.epochs=4"]
     run = create_run(locate(load_recipe(recipe, changed), tmp_path / "alone"))
     train(run)
