@@ -5,7 +5,8 @@
 Contenders alternate, each in a process of its own on one thread. A process trains a LoRA of the embedded model on all
 linear layers; its first step warms up and is not counted. Padding is not counted either: seconds are per 1000 tokens of
 rows. `authors` is transformers' trainer with rows padded to the longest and dense logits, as the code behind the paper
-trains; `lora` is PEFT's through our trainer; `trl` and `trl packed` are SFTTrainer without activation checkpointing, which is its default and slower.
+trains; `lora` is PEFT's through our trainer; `trl` and `trl packed` are SFTTrainer without activation checkpointing,
+which is its default and slower.
 """
 
 import argparse

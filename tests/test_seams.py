@@ -21,6 +21,7 @@ from tests.evaluation.test_ifeval import needs_sentences
 
 NAMES = "method/names.py"
 VARIANT, METHODS = "method/variant/", "models/methods.py"
+ATTENTION = "training/attention.py"
 TRAINER, GENERATOR = "training/trainer.py", "evaluation/generation/generator.py"
 
 # Module, name, parameters, and the file of milora that uses it. "…" at the end allows for further parameters.
@@ -68,6 +69,21 @@ SIGNATURES = [
     ("peft.tuners.lora", "preprocess_loraga", "model lora_config train_step …", METHODS),
     ("peft", "AdaLoraModel.update_and_allocate", "self global_step", METHODS),
     ("trl", "SFTTrainer.create_optimizer", "self model", TRAINER),
+    ("transformers", "Trainer.training_step", "self model inputs num_items_in_batch …", TRAINER),
+    ("trl", "SFTTrainer.compute_loss", "self model inputs return_outputs num_items_in_batch", TRAINER),
+    (
+        "transformers.integrations.sdpa_attention",
+        "sdpa_attention_forward",
+        "module query key value attention_mask dropout scaling is_causal …",
+        ATTENTION,
+    ),
+    ("transformers", "PreTrainedModel.set_attn_implementation", "self attn_implementation …", ATTENTION),
+    (
+        "torch.nn.attention.varlen",
+        "varlen_attn",
+        "query key value cu_seq_q cu_seq_k max_q max_k return_aux scale window_size enable_gqa …",
+        ATTENTION,
+    ),
     ("trl", "SFTTrainer.get_batch_samples", "self epoch_iterator num_batches device", TRAINER),
     ("trl", "SFTTrainer._get_num_items_in_batch", "self batch_samples device", TRAINER),
     ("trl", "SFTTrainer._save_checkpoint", "self model trial", TRAINER),
