@@ -5,6 +5,7 @@ whose attention is more than causal, processes with other numbers of passes.
 """
 
 import random
+from copy import deepcopy
 
 import pytest
 import torch
@@ -177,6 +178,32 @@ def test_losses_and_gradients_are_those_of_padded_rows(make):
     layout = choose_layout(model, 12)
     assert layout == LAYOUTS[make]
     assert_same(measure(model, rows, layout), expected)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # PEFT corrects it for Conv1D
+@pytest.mark.parametrize(
+    "make", [make_llama, make_qwen, make_gpt2, make_gemma2, make_gemma3], ids=lambda make: make.__name__
+)
+def test_a_trajectory_is_that_of_padded_rows(make):
+    """Ten steps of AdamW on three batches: differences would grow."""
+    torch.manual_seed(0)
+    start = add_milora(make().eval(), target_modules="all-linear")
+    batches = [make_rows((9, 12, 4, 7)), make_rows((12, 3)), make_rows((5, 5, 12, 2, 8))]
+
+    def train_with(layout):
+        model = deepcopy(start)
+        layout = layout or choose_layout(model, 12)
+        optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-3)
+        losses = []
+        for step in range(10):
+            loss = loss_of_trained_tokens(model, model.get_output_embeddings(), lay_out(batches[step % 3], layout))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    assert train_with(None) == pytest.approx(train_with("padded"), rel=1e-5)
 
 
 def test_padding_on_the_left():
