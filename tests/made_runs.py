@@ -35,6 +35,7 @@ TRAINED = TrainingRecord(
     weight_change=1.5,
     kept_step=2,
     template="plain",
+    layout="documents",
     data=TokenReport(8, 80, 40, 0, 0, 0),
     parameters=ParameterCounts(10, 100, 20),
     held_out_loss=(2.0, 1.0),

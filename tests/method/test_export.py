@@ -115,7 +115,7 @@ KNOWN_TO_PEFT_0_13 = {
         {"rank_pattern": {"q_proj": 2}},
         {"fan_in_fan_out": True, "make": make_gpt2},
     ],
-    ids=str,
+    ids=["plain", "rsLoRA", "ranks", "transposed"],
 )
 def test_the_config_is_one_that_peft_0_13_reads(options, tmp_path):
     make = options.pop("make", make_llama)
