@@ -7,7 +7,7 @@ import pytest
 
 from milora import MiloraError
 from milora.data.conversation import Conversation
-from milora.data.rows import load_training_rows
+from milora.data.training_rows import load_training_rows
 from milora.run.recipe import DataSection, load_recipe
 from milora.training.prepare import locate
 

@@ -9,7 +9,8 @@ from pyarrow import parquet
 
 from milora import MiloraError
 from milora.data.conversation import Conversation
-from milora.data.rows import list_files, load_training_rows
+from milora.data.rows import list_files
+from milora.data.training_rows import load_training_rows
 from milora.run.recipe import DataSection
 
 ROWS = [{"question": "007", "answer": "NA"}, {"question": 'a, "b"\tc', "answer": "two\nlines"}]

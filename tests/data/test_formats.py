@@ -9,8 +9,8 @@ import pytest
 from milora import MiloraError
 from milora.data.conversation import Conversation
 from milora.data.formats import read_conversations
-from milora.data.rows import load_training_rows
 from milora.data.templates import TEMPLATES, resolve_template
+from milora.data.training_rows import load_training_rows
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
 from milora.run.recipe import DataSection, ModelSection

@@ -11,9 +11,10 @@ from milora.data.tokens import tokenize_rows
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
 from milora.run.recipe import load_recipe
-from milora.training import prepare
+from milora.training import rows as training_rows
 from milora.training.announcement import announce
-from milora.training.prepare import Preparation, _tokenize
+from milora.training.prepare import Preparation
+from milora.training.rows import prepare_rows
 
 
 def say(text):
@@ -28,7 +29,7 @@ def tokenize(tmp_path):
 
     def tokenize(*overrides):
         own = [f"data.name={tmp_path / 'rows.jsonl'}", "data.validation_rows=1", "data.on_bad_row=drop"]
-        return _tokenize(load_recipe("chat-smoke", [f"model.name={EMBEDDED}", *own, *overrides]), tokenizer)
+        return prepare_rows(load_recipe("chat-smoke", [f"model.name={EMBEDDED}", *own, *overrides]), tokenizer)
 
     tokenize.tokenizer = tokenizer
     return tokenize
@@ -82,7 +83,7 @@ def test_held_out_rows_without_room(tokenize, monkeypatch):
         lengths[what] = len(rows)
         return tokenize_rows(rows, what=what, max_length=4 if what == "held-out rows" else max_length, **options)
 
-    monkeypatch.setattr(prepare, "tokenize_rows", cut)
+    monkeypatch.setattr(training_rows, "tokenize_rows", cut)
     with pytest.raises(
         MiloraError, match=r"all 1 held-out rows are dropped: .* the rows have 3\d to 3\d tokens"
     ) as error:
@@ -100,7 +101,7 @@ def test_rows_without_room_are_told_apart_from_held_out_ones(tokenize):
 def test_the_smoke_recipes_of_the_instruction_track(name, template, data_dir):
     recipe = load_recipe(name, [f"data.data_dir={data_dir}"])
     tokenizer = load_tokenizer(recipe.model)
-    rows = _tokenize(recipe, tokenizer)
+    rows = prepare_rows(recipe, tokenizer)
     assert (rows.template, len(rows.train), len(rows.held_out)) == (template, 48, 16)
     # No answer is cut: each ends with the token that ends a turn.
     assert rows.report.truncated == 0 and 0 < rows.report.long < 350

@@ -8,16 +8,12 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
+from typing import Any
 
-import datasets
 
-
-def digest_texts(rows: datasets.Dataset, seed: int) -> list[bytes]:
-    """Return a digest of the seed and each row's messages; rows with the same messages have the same one."""
-    if not len(rows):
-        return []  # a table without rows has no columns
-    texts = (json.dumps(messages, sort_keys=True) for messages in rows["messages"])
-    return [hashlib.sha256(f"{seed} {text}".encode()).digest() for text in texts]
+def digest_text(messages: Any, seed: int) -> bytes:
+    """Return a digest of the seed and a row's messages, which are plain data; the same messages have the same one."""
+    return hashlib.sha256(f"{seed} {json.dumps(messages, sort_keys=True)}".encode()).digest()
 
 
 def draw_held_out(digests: Sequence[bytes], count: int) -> list[int]:

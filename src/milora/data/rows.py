@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +10,28 @@ import datasets
 
 from milora.data.arithmetic import write_problems
 from milora.data.conversation import Conversation
-from milora.data.division import digest_texts, draw_held_out, draw_training, shuffle
 from milora.data.files import FORMATS, find_files, format_of, read_rows
 from milora.data.formats import BadRowError, describe, read_conversations
 from milora.data.sets import NAMED_SETS, Split
 from milora.method.errors import MiloraError
 from milora.method.options import OnBadRow
+from milora.run.identity import hash_local
 from milora.run.recipe import DataSection
 
 CONVERSATIONS = "chat"  # a small set of conversations, in the package
 CONVERSATIONS_FILE = Path(__file__).with_name("chat.jsonl")
 EMBEDDED = "arithmetic"
 EMBEDDED_ROWS = {"train": 2000, "validation": 200, "test": 200}
-CHUNK = 10_000  # conversations held as Python objects at a time
 
 Numbered = Iterable[tuple[str, Any]]  # rows, each after the words that say where it is
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingRows:
-    """The rows to train on and the held-out rows whose loss is watched, as `Conversation.to_row` writes them.
-
-    `bad` counts the rows that could not be read and were dropped, `long` those with too many tokens, `copies` those
-    left out of training because a held-out row has the same text.
-    """
-
-    train: datasets.Dataset
-    held_out: datasets.Dataset
-    bad: int
-    long: int
-    copies: int
-
-
 @dataclass(slots=True)
-class _Reader:
-    """Turns rows into conversations: stops at a bad row or counts it, leaves out those that do not fit and counts."""
+class Reader:
+    """Turns rows into conversations: stops at a bad row, or counts it."""
 
     on_bad_row: OnBadRow = "error"
-    fits: Callable[[Conversation], bool] = lambda _: True
     bad: int = 0
-    long: int = 0
     first: str = ""  # what the first bad row was
 
     def convert(self, rows: Numbered, read: Callable[[Any], list[Conversation]]) -> Iterator[Conversation]:
@@ -62,47 +44,6 @@ class _Reader:
                 self.bad += 1
                 self.first = self.first or f"{place}: {error}"
 
-    def select(self, rows: Iterable[Conversation]) -> Iterator[Conversation]:
-        for row in rows:
-            if self.fits(row):
-                yield row
-            else:
-                self.long += 1
-
-
-def load_training_rows(section: DataSection, fits: Callable[[Conversation], bool] = lambda _: True) -> TrainingRows:
-    """Return the rows of a recipe, without those that do not `fits`.
-
-    A set with a validation split of its own gives that. Otherwise `validation_rows` rows of different texts are drawn
-    by `data.seed`. Rows to train on that have the text of a held-out row are left out. Then the sources are weighted
-    and mixed, and the first `rows` are taken.
-
-    Raises:
-        MiloraError: a set or a file does not exist, a row cannot be read, or there are too few rows.
-    """
-    reader, sources = _Reader(section.on_bad_row, fits), section.each_source()
-    tables = [_as_table(reader.select(_read_training(source, reader))) for source in sources]
-    digests = [digest_texts(table, section.seed) for table in tables]
-    own = _read_validation(section, reader)
-    _check_count(section, digests, reader, held_out=section.validation_rows if own is None else 0)
-    rows, found = datasets.concatenate_datasets(tables), list(chain.from_iterable(digests))
-    if own is None:
-        held_out = rows.select(draw_held_out(found, section.validation_rows))
-    else:
-        held_out = _take(own, section.validation_rows)
-    taken = set(digest_texts(held_out, section.seed))
-    drawn = draw_training(digests, section.weights, taken)
-    for source, table, indices in zip(sources, tables, drawn, strict=True):
-        if len(table) and not indices:
-            raise MiloraError(
-                f"{source.name}: its weight, or what is held out, leaves none of its {len(table)} rows",
-                "raise its weight in data.sources, or leave it out",
-            )
-    indices = list(chain.from_iterable(drawn))
-    train = rows.select(shuffle(indices, section.seed) if section.sources else indices)
-    copies = sum(digest in taken for digest in found) - (len(held_out) if own is None else 0)
-    return TrainingRows(_take(train, section.rows), held_out, reader.bad, reader.long, copies)
-
 
 def load_rows(name: str, split: Split, data_dir: str | None) -> list[Conversation]:
     """Return a split of the embedded or a named set, from files under `data_dir` or from its published place.
@@ -112,7 +53,7 @@ def load_rows(name: str, split: Split, data_dir: str | None) -> list[Conversatio
     """
     if name == EMBEDDED:
         return write_problems(split, EMBEDDED_ROWS[split])
-    return list(_read_split(name, split, data_dir, _Reader()))
+    return list(_read_split(name, split, data_dir, Reader()))
 
 
 def list_files(section: DataSection) -> list[list[Path]]:
@@ -122,6 +63,25 @@ def list_files(section: DataSection) -> list[list[Path]]:
         MiloraError: one of them does not exist, or rows are not read from such a file.
     """
     return [_list_files(source) for source in section.each_source()]
+
+
+def identify_sources(section: DataSection) -> list[list[str]]:
+    """Return what decides the rows of each source: its files' digests, or datasets' fingerprints of what is published.
+
+    Raises:
+        MiloraError: one of them does not exist.
+    """
+    return [_identify(source) for source in section.each_source()]
+
+
+def _identify(source: DataSection) -> list[str]:
+    name, files = source.title, _list_files(source)
+    # Rows of a named set are read otherwise than those of a file.
+    known = [name] if name in NAMED_SETS or name == EMBEDDED else []
+    if files or name == EMBEDDED:
+        return [*known, *map(hash_local, files)]
+    tables = [_load(**each) for each in NAMED_SETS[name].remote.values()] if known else [_load_table(source)]
+    return [*known, *(table._fingerprint for table in tables)]
 
 
 def _list_files(source: DataSection) -> list[Path]:
@@ -153,40 +113,7 @@ def _check_hub_keys(section: DataSection) -> None:
             )
 
 
-def _check_count(section: DataSection, digests: list[list[bytes]], reader: _Reader, *, held_out: int) -> None:
-    dropped = f"; {reader.bad} bad rows were dropped, the first was {reader.first}" if reader.bad else ""
-    dropped += f"; {reader.long} have more than data.max_tokens={section.max_tokens} tokens" if reader.long else ""
-    for source, found in zip(section.each_source(), digests, strict=True):
-        if not found:
-            raise MiloraError(f"data.name={source.title} has no rows{dropped}", "name a file or a set with rows")
-    found = list(chain.from_iterable(digests))
-    different = len(set(found))
-    if different <= held_out:
-        texts = "" if different == len(found) else f" with {different} different texts"
-        raise MiloraError(
-            f"data.name={section.title} has {len(found)} rows{texts}, and {held_out} of them would be held out"
-            f"{dropped}",
-            "lower data.validation_rows",
-        )
-
-
-def _as_table(rows: Iterable[Conversation]) -> datasets.Dataset:
-    part = datasets.Value("string")
-    features = datasets.Features(
-        messages=[{"role": part, "parts": [{"text": part, "image": part}]}], fields=[{"name": part, "value": part}]
-    )
-    remaining = iter(rows)
-    chunks = []
-    while chunk := [row.to_row() for row in islice(remaining, CHUNK)]:
-        chunks.append(datasets.Dataset.from_list(chunk, features=features))
-    return datasets.concatenate_datasets(chunks) if chunks else datasets.Dataset.from_list([])
-
-
-def _take(rows: datasets.Dataset, count: int | None) -> datasets.Dataset:
-    return rows if count is None else rows.select(range(min(count, len(rows))))
-
-
-def _read_training(source: DataSection, reader: _Reader) -> Iterable[Conversation]:
+def read_training(source: DataSection, reader: Reader) -> Iterable[Conversation]:
     """The rows of one source that may be trained on."""
     _check_hub_keys(source)
     if source.title == EMBEDDED:
@@ -196,16 +123,16 @@ def _read_training(source: DataSection, reader: _Reader) -> Iterable[Conversatio
     return _read_own(source, reader)
 
 
-def _read_validation(section: DataSection, reader: _Reader) -> datasets.Dataset | None:
+def read_validation(section: DataSection, reader: Reader) -> Iterable[Conversation] | None:
     """The validation split of a set that has one; None of other sets and of several sources."""
     if section.title == EMBEDDED:
-        return _as_table(reader.select(write_problems("validation", section.validation_rows)))
+        return write_problems("validation", section.validation_rows)
     if section.title in NAMED_SETS and "validation" in NAMED_SETS[section.title].files:
-        return _as_table(reader.select(_read_split(section.title, "validation", section.data_dir, reader)))
+        return _read_split(section.title, "validation", section.data_dir, reader)
     return None
 
 
-def _read_own(section: DataSection, reader: _Reader) -> Iterator[Conversation]:
+def _read_own(section: DataSection, reader: Reader) -> Iterator[Conversation]:
     """The rows of a user's files, of a hub set, or of the package's conversations."""
     files = _list_files(section)
     rows: Numbered = chain.from_iterable(map(_number, files)) if files else _load_hub(section)
@@ -220,20 +147,23 @@ def _number(file: Path) -> Numbered:
 
 
 def _load_hub(section: DataSection) -> Numbered:
-    table = _load(section.title, section.config, section.split, revision=section.revision)
-    return ((f"{section.title}, row {number}", row) for number, row in enumerate(table, 1))
+    return ((f"{section.title}, row {number}", row) for number, row in enumerate(_load_table(section), 1))
 
 
-def _read_training_split(name: str, data_dir: str | None, reader: _Reader) -> Iterator[Conversation]:
+def _load_table(section: DataSection) -> datasets.Dataset:
+    return _load(section.title, section.config, section.split, revision=section.revision)
+
+
+def _read_training_split(name: str, data_dir: str | None, reader: Reader) -> Iterator[Conversation]:
     """The training rows, without those whose question is in the set's own test split (MAWPS has 26 of them)."""
     rows = _read_split(name, "train", data_dir, reader)
     if "test" not in NAMED_SETS[name].files:
         return rows
-    test = {row.question for row in _read_split(name, "test", data_dir, _Reader(reader.on_bad_row))}
+    test = {row.question for row in _read_split(name, "test", data_dir, Reader(reader.on_bad_row))}
     return (row for row in rows if row.question not in test)
 
 
-def _read_split(name: str, split: Split, data_dir: str | None, reader: _Reader) -> Iterator[Conversation]:
+def _read_split(name: str, split: Split, data_dir: str | None, reader: Reader) -> Iterator[Conversation]:
     named = NAMED_SETS[name]
     if split not in named.files:
         raise MiloraError(f"{name} has no {split} split", f"it has {', '.join(named.files)}")

@@ -36,6 +36,9 @@ class Template(Protocol):
             MiloraError: the template cannot express the conversation.
         """
 
+    def encode_all(self, tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[Encoded]:
+        """Return what `encode` does of each conversation."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextTemplate:
@@ -61,9 +64,7 @@ class TextTemplate:
         return self.text.replace("{question}", messages[0].text)
 
     def encode_prompt(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-        # The texts have no control tokens of their own: one in a row is ordinary text.
-        prompt: list[int] = tokenizer(self.render(messages), split_special_tokens=True)["input_ids"]
-        return prompt[:-1] if prompt and prompt[-1] == tokenizer.eos_token_id else prompt
+        return _encode_prompts(tokenizer, [self.render(messages)])[0]
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
         """Prompt, answer and EOS; the answer is tokenized apart from the prompt.
@@ -71,11 +72,22 @@ class TextTemplate:
         So no token straddles the boundary: every answer token is trained, and the prompt's tokens are those of
         evaluation. Plain text has no prompt but a tokenizer's BOS.
         """
-        prompt = self.encode_prompt(tokenizer, conversation.prompt)
-        text = self.answer_prefix + conversation.answer if conversation.prompt else conversation.answer
-        answer: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        answer = [*answer, tokenizer.eos_token_id]
-        return Encoded(prompt + answer, [False] * len(prompt) + [True] * len(answer))
+        return self.encode_all(tokenizer, [conversation])[0]
+
+    def encode_all(self, tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[Encoded]:
+        prompts = _encode_prompts(tokenizer, [self.render(row.prompt) for row in conversations])
+        texts = [self.answer_prefix + row.answer if row.prompt else row.answer for row in conversations]
+        answers = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [
+            Encoded([*prompt, *answer, tokenizer.eos_token_id], [False] * len(prompt) + [True] * (len(answer) + 1))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+
+def _encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    # The texts have no control tokens of their own: one in a row is ordinary text.
+    prompts: list[list[int]] = tokenizer(texts, split_special_tokens=True)["input_ids"]
+    return [prompt[:-1] if prompt and prompt[-1] == tokenizer.eos_token_id else prompt for prompt in prompts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +141,9 @@ class ChatTemplate:
                 raise error from None
         begin = self._begin(tokenizer)
         return Encoded(begin + encoded.ids, [False] * len(begin) + encoded.trained)
+
+    def encode_all(self, tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[Encoded]:
+        return [self.encode(tokenizer, conversation) for conversation in conversations]
 
     def _begin(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The BOS that a tokenizer puts before a text: a tokenizer's own template writes it, a named one does not."""

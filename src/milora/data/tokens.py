@@ -1,5 +1,7 @@
-"""Conversations → token ids and labels."""
+"""Conversations → token ids and labels, in batches, and in several processes where there are many."""
 
+import os
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import datasets
@@ -11,6 +13,10 @@ from milora.method.errors import MiloraError
 from milora.run.records import TokenReport
 
 IGNORED = -100  # the label that the loss ignores
+FORKED_FROM = 20_000  # rows: to start processes takes seconds, as does the encoding of so many
+NUMBER = datasets.Value("int32")
+
+Columns = Mapping[str, list[Any]]
 
 
 def tokenize_rows(
@@ -31,32 +37,63 @@ def tokenize_rows(
         MiloraError: every row is dropped, or the template cannot express a row.
     """
 
-    def encode(row: dict[str, Any]) -> dict[str, Any]:
-        encoded = template.encode(tokenizer, Conversation.from_row(row))
-        ids, trained = encoded.ids[:max_length], encoded.trained[:max_length]
-        labels = [token if keep or loss_on == "all" else IGNORED for token, keep in zip(ids, trained, strict=True)]
-        labels[:1] = [IGNORED]  # nothing predicts the first token; padding on the left would seem to
-        return {
-            "input_ids": ids,
-            "labels": labels,
-            "length": len(encoded.ids),
-            "trained": sum(label != IGNORED for label in labels),
-        }
+    def encode(batch: Columns) -> dict[str, list[Any]]:
+        ids, labels, lengths, trained = [], [], [], []
+        for row in template.encode_all(tokenizer, _conversations(batch)):
+            pairs = zip(row.ids[:max_length], row.trained[:max_length], strict=True)
+            own = [token if keep or loss_on == "all" else IGNORED for token, keep in pairs]
+            own[:1] = [IGNORED]  # nothing predicts the first token; padding on the left would seem to
+            ids.append(row.ids[:max_length])
+            labels.append(own)
+            lengths.append(len(row.ids))
+            trained.append(len(own) - own.count(IGNORED))
+        return {"input_ids": ids, "labels": labels, "length": lengths, "trained": trained}
 
-    encoded = rows.map(encode, remove_columns=rows.column_names, load_from_cache_file=False)
-    kept = encoded.filter(lambda trained: trained > 0, input_columns="trained", load_from_cache_file=False)
-    if not len(kept):
-        lengths = sorted(encoded["length"])
+    tokens = datasets.List(NUMBER)
+    encoded = _map(rows, encode, {"input_ids": tokens, "labels": tokens, "length": NUMBER, "trained": NUMBER})
+    lengths, trained = list(encoded["length"]), list(encoded["trained"])
+    kept = [index for index, count in enumerate(trained) if count]
+    if not kept:
         raise MiloraError(
             f"all {len(lengths)} {what} are dropped: no answer begins within training.max_length={max_length} tokens; "
-            f"with their answers the rows have {lengths[0]} to {lengths[-1]} tokens",
-            f"set training.max_length={lengths[-1]}, which fits all of them",
+            f"with their answers the rows have {min(lengths)} to {max(lengths)} tokens",
+            f"set training.max_length={max(lengths)}, which fits all of them",
         )
     report = TokenReport(
         rows=len(encoded),
-        tokens=sum(map(len, kept["input_ids"])),
-        trained=sum(kept["trained"]),
-        truncated=sum(length > max_length for length in kept["length"]),
+        tokens=sum(min(lengths[index], max_length) for index in kept),
+        trained=sum(trained),
+        truncated=sum(lengths[index] > max_length for index in kept),
         dropped=len(encoded) - len(kept),
     )
-    return kept.remove_columns(["length", "trained"]), report
+    table = encoded.remove_columns(["length", "trained"])
+    return table if len(kept) == len(table) else table.select(kept), report
+
+
+def count_tokens(rows: datasets.Dataset, template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return how many tokens each conversation has."""
+
+    def count(batch: Columns) -> dict[str, list[Any]]:
+        return {"length": [len(row.ids) for row in template.encode_all(tokenizer, _conversations(batch))]}
+
+    return list(_map(rows, count, {"length": NUMBER})["length"])
+
+
+def _conversations(batch: Columns) -> list[Conversation]:
+    return [
+        Conversation.from_row({"messages": messages, "fields": fields})
+        for messages, fields in zip(batch["messages"], batch["fields"], strict=True)
+    ]
+
+
+def _map(
+    rows: datasets.Dataset, function: Callable[[Columns], dict[str, list[Any]]], features: dict[str, Any]
+) -> datasets.Dataset:
+    return rows.map(
+        function,
+        batched=True,
+        num_proc=os.cpu_count() if len(rows) >= FORKED_FROM else None,
+        remove_columns=rows.column_names,
+        features=datasets.Features(features),
+        load_from_cache_file=False,
+    )

@@ -2,50 +2,33 @@
 
 import shutil
 import time
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import datasets
 import torch
 from peft import PeftModel
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from milora.data.rows import list_files, load_training_rows
-from milora.data.templates import choose_template, resolve_template
-from milora.data.tokens import tokenize_rows
+from milora.data.rows import list_files
 from milora.method.errors import MiloraError
 from milora.method.loading import load_milora
-from milora.method.options import Layout, TemplateName
+from milora.method.options import Layout
 from milora.method.variant.config import lora_config
-from milora.models.base import added_ids, count_embedded, load_model, load_tokenizer
+from milora.models.base import added_ids, load_model, load_tokenizer
 from milora.models.methods import Course, add_adapter
 from milora.models.targets import check_targets
 from milora.run.directory import RunDirectory, locate_run
 from milora.run.identity import identify
 from milora.run.launch import fail_together, is_main_process, name_launcher
 from milora.run.recipe import Recipe
-from milora.run.records import Start, TokenReport
+from milora.run.records import Start
 from milora.training.arguments import check_reporting, count_steps, micro_batch_size
 from milora.training.attention import choose_layout
 from milora.training.checkpoints import can_resume, check_space, find_checkpoint
+from milora.training.rows import Rows, check_embedded, prepare_rows
 
 Trained: TypeAlias = PreTrainedModel | PeftModel
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Token ids and labels of the rows to train on, and of the held-out ones, None if there are none.
-
-    `template` is the one they became text with; the reports say what was cut or dropped.
-    """
-
-    train: datasets.Dataset
-    held_out: datasets.Dataset | None
-    template: TemplateName
-    report: TokenReport
-    held_out_report: TokenReport | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +59,7 @@ def locate(recipe: Recipe, root: Path) -> RunDirectory:
 def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
     """Load rows and model, and start or resume the adapter. Seeds are set before the adapter is made.
 
-    `cache` is a folder of factors; see `decompose_layers`.
+    `cache` is a folder of factors and of prepared rows; see `decompose_layers` and `prepare_rows`.
 
     Raises:
         MiloraError: something that the recipe names does not exist, or the recipe or the launch does not fit.
@@ -89,7 +72,8 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
     with fail_together():
         check_targets(recipe.model, recipe.adapter)
         tokenizer = load_tokenizer(recipe.model)
-        rows = _tokenize(recipe, tokenizer)
+        rows = prepare_rows(recipe, tokenizer, cache)
+        check_embedded(rows.train, recipe, tokenizer)
         set_seed(recipe.seed)
         # Full fine-tuning keeps its weights in float32: in bfloat16 most of its small steps would round away.
         base = load_model(recipe.model.model_copy(update={"dtype": "float32"}) if is_full else recipe.model)
@@ -104,42 +88,6 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
     layout = choose_layout(model, max(map(len, rows.train["input_ids"]))) if recipe.training.packing else "padded"
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return Preparation(model, trainable, total, tokenizer, rows, layout, checkpoint)
-
-
-def _tokenize(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    settings, name = recipe.training, choose_template(recipe.data.template, lambda: tokenizer)
-    template, limit = resolve_template(name, lambda: tokenizer), recipe.data.max_tokens
-    rows = load_training_rows(
-        recipe.data, lambda row: limit is None or len(template.encode(tokenizer, row).ids) <= limit
-    )
-    tokenize = partial(
-        tokenize_rows,
-        template=template,
-        tokenizer=tokenizer,
-        max_length=settings.max_length,
-        loss_on=settings.loss_on,
-    )
-    train, report = tokenize(rows.train)
-    _check_embedded(train, recipe, tokenizer)
-    report = replace(report, bad=rows.bad, long=rows.long, copies=rows.copies)
-    if not len(rows.held_out):
-        return Rows(train, None, name, report, None)
-    held_out, held_out_report = tokenize(rows.held_out, what="held-out rows")
-    return Rows(train, held_out, name, report, held_out_report)
-
-
-def _check_embedded(rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise if a row contains a token of the tokenizer that the model does not embed."""
-    embedded = count_embedded(recipe.model, tokenizer)
-    if len(tokenizer) <= embedded:
-        return
-    for row in rows["input_ids"]:
-        if max(row) >= embedded:
-            token = tokenizer.convert_ids_to_tokens(max(row))
-            raise MiloraError(
-                f"the rows contain token {max(row)}, {token!r}, and {recipe.model.name} embeds only {embedded} tokens",
-                "name the token in model.added_tokens, or use the tokenizer that the model was trained with",
-            )
 
 
 def _start(

@@ -30,7 +30,7 @@ def train(run: RunDirectory, cache: Path | None = None) -> None:
 
     A run that was killed ends with the same adapter as one that was not: a checkpoint contains the optimizer, the
     schedule, the data order and the random state. If a launch has several processes, each calls this; all return once
-    the main one has written everything. `cache` is a folder of factors; see `decompose_layers`.
+    the main one has written everything. `cache` is a folder of factors and of prepared rows.
 
     At a Ctrl-C or SIGTERM, training finishes its step and saves a checkpoint before it stops.
 
