@@ -4,9 +4,10 @@ import datasets
 import pytest
 
 from milora import MiloraError
-from milora.data.conversation import Conversation
-from milora.data.templates import TEMPLATES, TextTemplate
-from milora.data.tokens import IGNORED, tokenize_rows
+from milora.data import tokens
+from milora.data.conversation import Conversation, Message, Text
+from milora.data.templates import TEMPLATES, TextTemplate, resolve_template
+from milora.data.tokens import IGNORED, count_tokens, tokenize_rows
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
 from milora.run.recipe import ModelSection
@@ -70,3 +71,50 @@ def test_rows_that_are_all_too_long_are_one_error(tokenizer):
         tokenize_rows(table(ROW, longer), template, tokenizer, max_length=3, what="held-out rows")
     data, report = tokenize_rows(table(ROW, longer), template, tokenizer, max_length=lengths[1])
     assert len(data) == 2 and report.truncated == report.dropped == 0
+
+
+ODD = [
+    ROW,
+    Conversation.of_turn("", ""),
+    Conversation.of_turn("<|im_end|> 1", "é\n<|im_start|>"),
+    Conversation.of_turn("a" * 900, "b"),
+]
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "tulu", "chat"])
+@pytest.mark.parametrize("loss_on", ["answer", "all"])
+def test_batches_have_the_tokens_of_rows_one_by_one(tokenizer, name, loss_on):
+    template, rows = resolve_template(name, lambda: tokenizer), [ODD[index % 4] for index in range(7)]
+    options = {"tokenizer": tokenizer, "max_length": 1024, "loss_on": loss_on}
+    data, report = tokenize_rows(table(*rows), template, **options)
+    for index, row in enumerate(ODD[:3]):
+        (alone,), counted = tokenize_rows(table(row), template, **options)
+        assert data[index] == data[index + 4] == alone
+        assert counted.tokens == len(alone["input_ids"])
+        assert counted.trained == len(alone["labels"]) - alone["labels"].count(IGNORED)
+    assert count_tokens(table(*rows), template, tokenizer) == [len(template.encode(tokenizer, row).ids) for row in rows]
+    assert report.rows == 7
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_text_is_its_prompt_and_then_its_answer_each_tokenized_alone(tokenizer, name):
+    template = TEMPLATES[name]
+    for row, encoded in zip(ODD, template.encode_all(tokenizer, ODD), strict=True):
+        prompt = tokenizer(template.render(row.prompt), split_special_tokens=True)["input_ids"]
+        text = template.answer_prefix + row.answer
+        answer = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert encoded.ids == [*prompt, *answer, tokenizer.eos_token_id]
+        assert encoded.trained == [False] * len(prompt) + [True] * (len(answer) + 1)
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_rows_and_the_same_errors(tokenizer, monkeypatch):
+    rows, options = table(*(ROW, ODD[2]) * 5), {"tokenizer": tokenizer, "max_length": 64}
+    found = [tokenize_rows(rows, TEMPLATES["plain"], **options)]
+    monkeypatch.setattr(tokens, "FORKED_FROM", 1)
+    found.append(tokenize_rows(rows, TEMPLATES["plain"], **options))
+    assert list(found[0][0]) == list(found[1][0]) and found[0][1] == found[1][1]
+    two = Conversation((*ROW.messages, Message("user", (Text("And 2?"),)), Message("assistant", (Text("4"),))))
+    with pytest.raises(MiloraError, match="room for one question") as refused:
+        tokenize_rows(table(*[ROW] * 9, two), TEMPLATES["plain"], **options)
+    assert refused.value.hint == "set data.template=chat or tulu"

@@ -77,16 +77,19 @@ class TextTemplate:
     def encode_all(self, tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[Encoded]:
         prompts = _encode_prompts(tokenizer, [self.render(row.prompt) for row in conversations])
         texts = [self.answer_prefix + row.answer if row.prompt else row.answer for row in conversations]
-        answers = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        answers = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, **IDS_ALONE)["input_ids"]
         return [
             Encoded([*prompt, *answer, tokenizer.eos_token_id], [False] * len(prompt) + [True] * (len(answer) + 1))
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
 
 
+IDS_ALONE = {"return_attention_mask": False, "return_token_type_ids": False}
+
+
 def _encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     # The texts have no control tokens of their own: one in a row is ordinary text.
-    prompts: list[list[int]] = tokenizer(texts, split_special_tokens=True)["input_ids"]
+    prompts: list[list[int]] = tokenizer(texts, split_special_tokens=True, **IDS_ALONE)["input_ids"]
     return [prompt[:-1] if prompt and prompt[-1] == tokenizer.eos_token_id else prompt for prompt in prompts]
 
 

@@ -51,7 +51,7 @@ def tokenize_rows(
 
     tokens = datasets.List(NUMBER)
     encoded = _map(rows, encode, {"input_ids": tokens, "labels": tokens, "length": NUMBER, "trained": NUMBER})
-    lengths, trained = list(encoded["length"]), list(encoded["trained"])
+    lengths, trained = encoded["length"][:], encoded["trained"][:]
     kept = [index for index, count in enumerate(trained) if count]
     if not kept:
         raise MiloraError(
@@ -76,7 +76,8 @@ def count_tokens(rows: datasets.Dataset, template: Template, tokenizer: PreTrain
     def count(batch: Columns) -> dict[str, list[Any]]:
         return {"length": [len(row.ids) for row in template.encode_all(tokenizer, _conversations(batch))]}
 
-    return list(_map(rows, count, {"length": NUMBER})["length"])
+    lengths: list[int] = _map(rows, count, {"length": NUMBER})["length"][:]
+    return lengths
 
 
 def _conversations(batch: Columns) -> list[Conversation]:

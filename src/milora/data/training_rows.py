@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import datasets
+import pyarrow
 
 from milora.data.conversation import Conversation
 from milora.data.division import digest_text, draw_held_out, draw_training, shuffle
@@ -115,7 +116,7 @@ def _as_table(rows: Iterable[Conversation], seed: int) -> _Table:
     digests: list[bytes] = []
     while chunk := [row.to_row() for row in islice(remaining, CHUNK)]:
         digests += [digest_text(row["messages"], seed) for row in chunk]
-        chunks.append(datasets.Dataset.from_list(chunk, features=features))
+        chunks.append(datasets.Dataset(pyarrow.Table.from_pylist(chunk, schema=features.arrow_schema)))
     return _Table(datasets.concatenate_datasets(chunks) if chunks else datasets.Dataset.from_list([]), digests)
 
 

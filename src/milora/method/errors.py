@@ -12,6 +12,9 @@ class MiloraError(ValueError):
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})"
 
+    def __reduce__(self) -> tuple[type["MiloraError"], tuple[str, str]]:
+        return type(self), (self.message, self.hint)  # from a process of its own to the one that waits for it
+
 
 class MiloraWarning(UserWarning):
     """Something is as it was asked for, and may not be what was meant."""
