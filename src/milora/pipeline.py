@@ -12,7 +12,7 @@ from milora.comparison.grid import Cell, Grid, describe_cost
 from milora.comparison.results import Results, collect_results
 from milora.comparison.schedule import Job, run_here, run_on_ray
 from milora.data.rows import list_files
-from milora.evaluation.check import check_evaluation
+from milora.evaluation.check import check_evaluation, expand
 from milora.evaluation.evaluate import evaluate
 from milora.evaluation.scores import Scores
 from milora.evaluation.target import target_of_run
@@ -30,6 +30,7 @@ from milora.run.identity import Identity, identify
 from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import Recipe, load_recipe
 from milora.run.records import CellRecord, Spectra, Start, TrainingRecord
+from milora.training.diagnosis import Diagnosis, diagnose_training
 from milora.training.prepare import locate
 from milora.training.train import train
 
@@ -68,6 +69,15 @@ def locate_job(job: Recipe | RunDirectory, runs: Path) -> RunDirectory:
                 "restore the files, or run the recipe again, in a new run directory",
             )
         return job
+
+
+def diagnose(recipe: Recipe, runs: Path) -> Diagnosis:
+    """Look at everything that the main job needs, and at what it costs, without starting it."""
+    found = diagnose_training(recipe, runs)
+    with found.looking():
+        check_evaluation(recipe, yes=True)
+        found.found.append(("tasks", ", ".join(expand(recipe.evaluation)) or "none"))
+    return found
 
 
 def train_only(run: RunDirectory) -> None:

@@ -2,5 +2,12 @@
 
 # --help lists the commands in this order.
 # isort: off
-from milora.cli import lists as lists, runs as runs, chat as chat, adapters as adapters, compare as compare
+from milora.cli import (
+    lists as lists,
+    doctor as doctor,
+    runs as runs,
+    chat as chat,
+    adapters as adapters,
+    compare as compare,
+)
 from milora.cli.options import app as app

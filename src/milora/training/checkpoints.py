@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from milora.method.errors import MiloraError
@@ -115,15 +114,3 @@ def writing(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {str(error).splitlines()[0]}",
             "free some disk space and run the same command again: it resumes from the last whole checkpoint",
         ) from error
-
-
-def check_space(folder: Path, model: PreTrainedModel | PeftModel) -> None:
-    """Raise unless the disk has room for the run."""
-    # A checkpoint has the factors, as many initial ones, and two moments; up to three exist at once, then the exports.
-    needed = 16 * 4 * model.num_parameters(only_trainable=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise MiloraError(
-            f"{folder} has {free / 1e6:.0f} MB of free disk space, and this run may need {needed / 1e6:.0f} MB",
-            "free some, lower adapter.rank, or choose another folder with --runs",
-        )

@@ -25,7 +25,8 @@ from milora.run.recipe import Recipe
 from milora.run.records import Start
 from milora.training.arguments import check_reporting, count_steps, micro_batch_size
 from milora.training.attention import choose_layout
-from milora.training.checkpoints import can_resume, check_space, find_checkpoint
+from milora.training.checkpoints import can_resume, find_checkpoint
+from milora.training.estimate import check_space
 from milora.training.rows import Rows, check_embedded, prepare_rows
 
 Trained: TypeAlias = PreTrainedModel | PeftModel
@@ -65,7 +66,7 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
         MiloraError: something that the recipe names does not exist, or the recipe or the launch does not fit.
     """
     recipe = run.recipe
-    _check_launch(recipe)
+    check_launch(recipe)
     check_reporting(recipe.training.report_to)
     micro_batch = micro_batch_size(recipe)
     is_full = recipe.adapter.method == "full"
@@ -84,7 +85,7 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
     course = Course(planned, rows.train, DataCollatorForSeq2Seq(tokenizer), micro_batch)
     model = _start(run, base, checkpoint, course, cache)
     with fail_together():
-        check_space(run.path, model)
+        check_space(run.path, model.num_parameters(only_trainable=True))
     layout = choose_layout(model, max(map(len, rows.train["input_ids"]))) if recipe.training.packing else "padded"
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return Preparation(model, trainable, total, tokenizer, rows, layout, checkpoint)
@@ -116,7 +117,8 @@ def _start(
     return model
 
 
-def _check_launch(recipe: Recipe) -> None:
+def check_launch(recipe: Recipe) -> None:
+    """Raise unless the recipe can be trained on this machine, under this launcher."""
     launcher = name_launcher()
     if recipe.model.dtype == "float16" and not torch.accelerator.is_available():
         raise MiloraError(

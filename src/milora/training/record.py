@@ -48,7 +48,7 @@ def record_training(
         initialization_seconds=run.read(Start).initialization_seconds,
         processes=count_processes(),
         launcher=name_launcher(),
-        peak_memory=_peak_memory(),
+        peak_memory=peak_memory(),
         weight_change=change,
         kept_step=trainer.state.best_global_step or steps,
         template=prepared.rows.template,
@@ -88,8 +88,8 @@ def _count_stored(folder: Path) -> int:
     return stored
 
 
-def _peak_memory() -> int:
-    """Bytes of this process: allocated on the GPU, or all of them if there is none."""
+def peak_memory() -> int:
+    """Return the bytes of this process at its peak: allocated on the GPU, or all of them if there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes

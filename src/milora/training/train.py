@@ -55,7 +55,7 @@ def _train(run: RunDirectory, cache: Path | None) -> None:
     if is_main_process():
         print(announce(run.recipe, prepared), file=sys.stderr)
     stop = StopAtSignal()
-    trainer = _make_trainer(run, prepared, stop)
+    trainer = make_trainer(run, prepared, stop)
     started = time.perf_counter()
     # Autocast rounds the factors when they are used; PEFT would first widen what they are multiplied with.
     with disable_input_dtype_casting(prepared.model, active=trainer.args.bf16 or trainer.args.fp16):
@@ -84,7 +84,8 @@ def _say_kept(run: RunDirectory) -> str:
     return f"{run.last_checkpoint()} is saved"
 
 
-def _make_trainer(run: RunDirectory, prepared: Preparation, stop: StopAtSignal) -> RecipeTrainer:
+def make_trainer(run: RunDirectory, prepared: Preparation, stop: StopAtSignal) -> RecipeTrainer:
+    """Return the trainer of a run, with everything that watches its steps."""
     adapter, rows, patience = run.recipe.adapter, prepared.rows, run.recipe.training.early_stopping_patience
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)  # transformers' one way to say where
     trainer = RecipeTrainer(
