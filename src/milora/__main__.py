@@ -16,6 +16,7 @@ from typer import TyperException
 
 from milora.cli import app
 from milora.method.errors import MiloraError, MiloraWarning
+from milora.run.allocator import keep_large_blocks
 from milora.run.interruption import Interrupted, on_signal
 
 
@@ -69,6 +70,7 @@ def _prepare_process() -> None:
     # Read when torch is loaded. Threads that spin while they wait take the cores from other processes, and from the
     # thread that they wait for: see docs/decisions/0003-waiting-threads.md.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_large_blocks()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|torch)\b")
