@@ -53,8 +53,9 @@ class TrainingRecord:
 
     `seconds` count from the last start or resume, at step `resumed_at`. `peak_memory` is in bytes, `weight_change` is
     ‖ΔW‖ over all adapted layers, `held_out_loss` is the loss before and after. `kept_step` is the step that was saved.
-    `template` is the one that rows became text with, never `auto`; `layout` is how rows shared
-    a forward pass.
+    `template` is the one that rows became text with, never `auto`; `layout` is how rows shared a forward pass.
+    `tokens_per_second` are real ones of all processes, and `mfu` the share of the devices' peak, None where that is not
+    known; see `Speed`.
     """
 
     seconds: float
@@ -74,6 +75,8 @@ class TrainingRecord:
     parameters: ParameterCounts
     held_out_loss: tuple[float, float] | None
     losses: list[StepLoss]
+    tokens_per_second: float | None = None
+    mfu: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from milora.run.records import Start
 from milora.training.arguments import count_steps
 from milora.training.checkpoints import StopAtSignal
 from milora.training.prepare import locate, prepare
-from milora.training.record import peak_memory
+from milora.training.speed import peak_memory
 from milora.training.train import make_trainer
 
 STEPS = 3  # the first is not timed: memory is allocated in it

@@ -1,6 +1,5 @@
-"""The progress bar, on a terminal: loss, tokens per second, time left."""
+"""The progress bar, on a terminal: loss, tokens per second, peak memory, share of the device's peak, time left."""
 
-import time
 from typing import Any
 
 from tqdm import tqdm
@@ -16,7 +15,6 @@ class ProgressBar(TrainerCallback):
             unit="step",
             disable=None if state.is_world_process_zero else True,  # None: shown on a terminal alone
         )
-        self.started, self.tokens_before = time.perf_counter(), state.num_input_tokens_seen
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
@@ -30,9 +28,12 @@ class ProgressBar(TrainerCallback):
         **_: Any,
     ) -> None:
         if logs and "loss" in logs:
-            tokens = int(state.num_input_tokens_seen - self.tokens_before)
-            rate = tokens / (time.perf_counter() - self.started)
-            self.bar.set_postfix({"loss": f"{float(logs['loss']):.3f}", "tokens/s": f"{rate:.0f}"})
+            shown = {"loss": f"{logs['loss']:.3f}"}
+            if "tokens_per_second" in logs:
+                shown |= {"tokens/s": f"{logs['tokens_per_second']:,.0f}", "memory": f"{logs['peak_memory_gb']:.1f} GB"}
+            if "mfu" in logs:
+                shown["MFU"] = f"{logs['mfu']:.0%}"
+            self.bar.set_postfix(shown)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.close()

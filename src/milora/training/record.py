@@ -1,9 +1,7 @@
 """What training leaves behind: the trained weights, and the record of how they came about."""
 
 import math
-import resource
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -19,6 +17,7 @@ from milora.run.launch import count_processes, name_launcher
 from milora.run.records import ParameterCounts, Start, StepLoss, TrainingRecord
 from milora.training.checkpoints import writing
 from milora.training.prepare import Preparation, Trained
+from milora.training.speed import peak_memory
 from milora.training.trainer import RecipeTrainer
 
 
@@ -57,6 +56,8 @@ def record_training(
         parameters=ParameterCounts(prepared.trainable, prepared.total, _count_stored(run.trained)),
         held_out_loss=None if first is None or held_out_loss is None else (first, held_out_loss),
         losses=[StepLoss(int(entry["step"]), entry["loss"]) for entry in history if "loss" in entry],
+        tokens_per_second=trainer.speed.tokens_per_second,
+        mfu=trainer.speed.mfu,
     )
     run.write(record)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -86,11 +87,3 @@ def _count_stored(folder: Path) -> int:
             # The digests of the base's weights are bytes.
             stored += sum(math.prod(part.get_shape()) for part in slices if part.get_dtype() != "U8")
     return stored
-
-
-def peak_memory() -> int:
-    """Return the bytes of this process at its peak: allocated on the GPU, or all of them if there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -22,6 +22,7 @@ from milora.training.divergence import DivergedError, DivergenceGuard, check_tra
 from milora.training.prepare import Preparation, prepare
 from milora.training.progress import ProgressBar
 from milora.training.record import record_training
+from milora.training.speed import Speed
 from milora.training.trainer import RecipeTrainer
 
 
@@ -105,6 +106,7 @@ def make_trainer(run: RunDirectory, prepared: Preparation, stop: StopAtSignal) -
         layout=prepared.layout,
         micro_batch_size=micro_batch_size(run.recipe),
         loraplus_ratio=adapter.loraplus_ratio if adapter.method == "loraplus" else None,
+        speed=Speed(prepared, run.recipe.model.dtype),
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

@@ -26,6 +26,7 @@ from milora.training.attention import lay_out
 from milora.training.checkpoints import writing
 from milora.training.loss import loss_of_trained_tokens
 from milora.training.packing import Batch, divide_rows, fit_rows, row_lengths
+from milora.training.speed import Speed
 
 
 class RecipeTrainer(SFTTrainer):
@@ -37,14 +38,17 @@ class RecipeTrainer(SFTTrainer):
         layout: How rows share a forward pass.
         micro_batch_size: The most padded rows of a forward pass; packed, as many tokens as they would have had.
         loraplus_ratio: LoRA+'s learning rate of B divided by that of A; None selects the trainer's own AdamW.
+        speed: What is logged beside the loss.
         arguments: Those of TRL's trainer.
     """
 
     def __init__(
-        self, *, layout: Layout, micro_batch_size: int, loraplus_ratio: float | None, **arguments: Any
+        self, *, layout: Layout, micro_batch_size: int, loraplus_ratio: float | None, speed: Speed, **arguments: Any
     ) -> None:
         super().__init__(**arguments)
         self.layout, self.micro_batch_size = layout, micro_batch_size
+        self.speed = speed
+        self.add_callback(speed)
         self.loraplus_ratio = loraplus_ratio
         assert self.model is not None
         for parameter in self.model.parameters():
@@ -122,6 +126,10 @@ class RecipeTrainer(SFTTrainer):
         loss = loss_of_trained_tokens(model, head, inputs, num_items_in_batch)
         # The count is that of all processes, over which gradients are averaged.
         return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a loss with the speed, for every tracker."""
+        super().log({**logs, **self.speed.measure()} if "loss" in logs else logs, start_time)
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Return the metrics with the cross-entropy alone: AdaLoRA adds a penalty to its loss in evaluation too."""
