@@ -10,7 +10,7 @@ from torch import nn
 
 from milora.method.errors import MiloraError
 from milora.method.options import Dtype
-from milora.method.variant import weight_shape
+from milora.method.variant.weights import weight_shape
 from milora.models.base import load_skeleton
 from milora.models.methods import make_config
 from milora.run.recipe import AdapterSection, Recipe

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from milora.method.variant import keep_initial_factors
 from milora.run.recipe import Recipe
 from milora.run.records import Start
 from milora.training.arguments import count_steps
@@ -55,8 +54,7 @@ def probe(recipe: Recipe) -> Probe:
         prepared = prepare(run)
         trainer, clock = make_trainer(run, prepared, StopAtSignal()), _Clock()
         trainer.add_callback(clock)
-        with keep_initial_factors():
-            trainer.train()
+        trainer.train()
         trainer.close()
         initialization = run.read(Start).initialization_seconds
     report, steps = prepared.rows.report, count_steps(recipe, len(prepared.rows.train))
