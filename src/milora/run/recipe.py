@@ -159,6 +159,8 @@ class TrainingSection(Section):
     loss_on: Literal["answer", "all"] = "answer"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # larger gradients are scaled down to it; 0: never
+    optimizer: str = "adamw_torch_fused"  # a name of transformers' `optim`, such as adamw_8bit or paged_adamw_8bit
+    activation_offloading: bool = False  # activations go to the CPU's memory between the passes; needs an accelerator
     activation_checkpointing: bool = False  # less memory, about a fifth more time
     save_steps: Positive = 100
     keep: Literal["last", "best"] = "last"  # best: the saved step with the lowest held-out loss
@@ -225,6 +227,13 @@ class Recipe(Section):
     def _the_best_step_needs_held_out_rows(self) -> Self:
         if self.training.keep == "best" and not self.data.validation_rows:
             raise ValueError("training.keep=best needs held-out rows: set data.validation_rows")
+        return self
+
+    @model_validator(mode="after")
+    def _one_optimizer(self) -> Self:
+        default = TrainingSection.model_fields["optimizer"].default
+        if self.adapter.method == "loraplus" and self.training.optimizer != default:
+            raise ValueError(f"training.optimizer={self.training.optimizer}: LoRA+ has an AdamW of its own")
         return self
 
     @model_validator(mode="after")

@@ -1,9 +1,13 @@
 """A recipe → the trainer's arguments; batches and steps are those of all processes together."""
 
+import difflib
+import importlib.util
 import math
+import re
 
 import torch
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
 from trl import SFTConfig  # type: ignore[attr-defined]  # TRL declares its public names lazily
 
 from milora.method.errors import MiloraError
@@ -47,7 +51,9 @@ def make_arguments(run: RunDirectory, *, resumed: bool, evaluated: bool) -> SFTC
         logging_nan_inf_filter=False,
         report_to=settings.report_to,
         include_num_input_tokens_seen="non_padding",
+        optim=settings.optimizer,
         activation_checkpointing=settings.activation_checkpointing,
+        activation_offloading=settings.activation_offloading,
         disable_tqdm=True,
         bf16=recipe.model.dtype == "bfloat16",
         fp16=recipe.model.dtype == "float16",  # with loss scaling, without which small gradients vanish
@@ -70,6 +76,31 @@ def check_reporting(name: str) -> None:
     installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
     if name in known and name not in installed:
         raise MiloraError(f"training.report_to={name}: the library is not installed", "install it, or set none")
+
+
+def check_optimizer(name: str) -> None:
+    """Raise unless transformers has the optimizer, and the library that it comes from is installed.
+
+    Raises:
+        MiloraError: it does not, or the optimizer needs parameters that a recipe does not name.
+    """
+    known = [entry.value for entry in OptimizerNames if not entry.value.startswith(UNSUPPORTED)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise MiloraError(
+            f"training.optimizer={name} is not an optimizer that a recipe can have",
+            f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}",
+        )
+    if FROM_BITSANDBYTES.search(name) and importlib.util.find_spec("bitsandbytes") is None:
+        raise MiloraError(f"training.optimizer={name} needs bitsandbytes", "pip install 'milora[quantized]'")
+
+
+# They need target modules, layers, devices, or libraries that a recipe does not know.
+UNSUPPORTED = (
+    *("galore", "apollo", "lomo", "adalomo", "grokadamw", "schedule_free", "stable_adamw", "adamw_anyprecision"),
+    *("adamw_torch_xla", "adamw_torch_npu", "adamw_torch_4bit", "adamw_torch_8bit"),
+)
+FROM_BITSANDBYTES = re.compile(r"^(adamw_8bit|ademamix|adamw_bnb|lion_|paged_|rmsprop_bnb)")
 
 
 def count_steps(recipe: Recipe, rows: int) -> int:

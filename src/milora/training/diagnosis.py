@@ -16,7 +16,7 @@ from milora.models.methods import check_targets
 from milora.run.recipe import Recipe
 from milora.training.advice import advise_on_rows, advise_on_size
 from milora.training.announcement import describe_rows, render_row
-from milora.training.arguments import check_reporting, count_steps, micro_batch_size
+from milora.training.arguments import check_optimizer, check_reporting, count_steps, micro_batch_size
 from milora.training.estimate import Size, check_space, estimate_memory, measure_size, needed_space
 from milora.training.prepare import check_launch
 from milora.training.probe import STEPS, probe
@@ -55,6 +55,7 @@ def diagnose_training(recipe: Recipe, runs: Path) -> Diagnosis:
     with diagnosis.looking():
         check_launch(recipe)
         check_reporting(recipe.training.report_to)
+        check_optimizer(recipe.training.optimizer)
         micro_batch_size(recipe)
     with diagnosis.looking():
         size = _look_at_model(diagnosis, recipe)

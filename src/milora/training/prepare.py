@@ -23,8 +23,8 @@ from milora.run.identity import identify
 from milora.run.launch import fail_together, is_main_process, name_launcher
 from milora.run.recipe import Recipe
 from milora.run.records import Start
-from milora.training.arguments import check_reporting, count_steps, micro_batch_size
 from milora.training.attention import choose_layout
+from milora.training.arguments import check_optimizer, check_reporting, count_steps, micro_batch_size
 from milora.training.checkpoints import can_resume, find_checkpoint
 from milora.training.estimate import check_space
 from milora.training.rows import Rows, check_embedded, prepare_rows
@@ -68,6 +68,7 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
     recipe = run.recipe
     check_launch(recipe)
     check_reporting(recipe.training.report_to)
+    check_optimizer(recipe.training.optimizer)
     micro_batch = micro_batch_size(recipe)
     is_full = recipe.adapter.method == "full"
     with fail_together():
@@ -123,6 +124,11 @@ def check_launch(recipe: Recipe) -> None:
     if recipe.model.dtype == "float16" and not torch.accelerator.is_available():
         raise MiloraError(
             "model.dtype=float16 is trained with loss scaling, which needs a GPU", "set model.dtype=bfloat16 or float32"
+        )
+    if recipe.training.activation_offloading and not torch.accelerator.is_available():
+        raise MiloraError(
+            "training.activation_offloading moves activations from an accelerator, and there is no accelerator",
+            "leave it out, or set training.activation_checkpointing=true",
         )
     if launcher == "fsdp1":
         raise MiloraError(
