@@ -22,7 +22,7 @@ def test_peaks_by_name(device, peak):
 def test_operations_are_four_for_a_frozen_weight_and_six_for_a_trained_one(make, is_tied):
     model = make()
     total, looked_up = model.num_parameters(), model.get_input_embeddings().weight.numel()
-    speed = Speed(Preparation(model, 100, total, None, None, None), "float32")
+    speed = Speed(Preparation(model, 100, total, None, None, "padded", None), "float32")
     assert speed.operations == 4 * (total - 100 - (0 if is_tied else looked_up)) + 6 * 100
     assert speed.measure() == {} and speed.tokens_per_second is None and speed.mfu is None
     speed.seconds, speed.tokens, speed.peak = 2.0, 100.0, 1e9

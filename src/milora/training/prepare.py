@@ -23,8 +23,8 @@ from milora.run.identity import identify
 from milora.run.launch import fail_together, is_main_process, name_launcher
 from milora.run.recipe import Recipe
 from milora.run.records import Start
-from milora.training.attention import choose_layout
 from milora.training.arguments import check_optimizer, check_reporting, count_steps, micro_batch_size
+from milora.training.attention import choose_layout
 from milora.training.checkpoints import can_resume, find_checkpoint
 from milora.training.estimate import check_space
 from milora.training.rows import Rows, check_embedded, prepare_rows
