@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from milora.data.training_rows import load_training_rows
 from milora.method.errors import MiloraError
 from milora.models.base import load_tokenizer
-from milora.models.methods import check_targets
+from milora.models.targets import check_targets
 from milora.run.recipe import Recipe
 from milora.training.advice import advise_on_rows, advise_on_size
 from milora.training.announcement import describe_rows, render_row
