@@ -46,7 +46,7 @@ def test_a_token_that_would_straddle_the_boundary_is_still_trained(tokenizer):
 
 def test_loss_on_all_trains_the_prompt_too(tokenizer):
     data, _ = tokenize_rows(table(ROW), TEMPLATES["alpaca"], tokenizer, max_length=256, loss_on="all")
-    assert data[0]["labels"] == data[0]["input_ids"]
+    assert data[0]["labels"] == [IGNORED, *data[0]["input_ids"][1:]]  # nothing predicts the first
 
 
 def test_cuts_are_counted_and_rows_without_room_left_out(tokenizer):
