@@ -65,6 +65,7 @@ def tokenize_rows(
         trained=sum(trained),
         truncated=sum(lengths[index] > max_length for index in kept),
         dropped=len(encoded) - len(kept),
+        longest=max(min(lengths[index], max_length) for index in kept),
     )
     table = encoded.remove_columns(["length", "trained"])
     return table if len(kept) == len(table) else table.select(kept), report

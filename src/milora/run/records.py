@@ -9,6 +9,8 @@ from milora.method.options import Layout, TemplateName
 class TokenReport:
     """What tokenizing did: rows, tokens, trained tokens; rows cut at the length, rows dropped as no answer fitted.
 
+    `longest` is the number of tokens of the longest row that is left.
+
     Before that, `bad` rows were dropped because they could not be read, `long` rows left out because they have more
     tokens than `data.max_tokens`, and `copies` because a held-out row has the same text.
     """
@@ -18,6 +20,7 @@ class TokenReport:
     trained: int
     truncated: int
     dropped: int
+    longest: int
     bad: int = 0
     long: int = 0
     copies: int = 0

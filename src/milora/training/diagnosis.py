@@ -106,8 +106,7 @@ def _look_at_rows(diagnosis: Diagnosis, recipe: Recipe, tokenizer: PreTrainedTok
 def _look_at_cost(diagnosis: Diagnosis, recipe: Recipe, size: Size, rows: Rows) -> None:
     steps, batch = count_steps(recipe, len(rows.train)), recipe.training.batch_size
     mean = rows.report.tokens / len(rows.train)
-    longest = max(map(len, rows.train.select(range(min(len(rows.train), 10_000)))["input_ids"]))
-    memory = estimate_memory(recipe, size, micro_batch_size(recipe) * longest)
+    memory = estimate_memory(recipe, size, micro_batch_size(recipe) * rows.report.longest)
     if _has_accelerator() or (size.operations * mean * batch <= PROBED and memory < _memory_of_machine()):
         found = probe(recipe)
         how = f"measured: {STEPS} steps on {_device()}"

@@ -87,7 +87,7 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
     model = _start(run, base, checkpoint, course, cache)
     with fail_together():
         check_space(run.path, model.num_parameters(only_trainable=True))
-    layout = choose_layout(model, max(map(len, rows.train["input_ids"]))) if recipe.training.packing else "padded"
+    layout = choose_layout(model, rows.report.longest) if recipe.training.packing else "padded"
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return Preparation(model, trainable, total, tokenizer, rows, layout, checkpoint)
 
