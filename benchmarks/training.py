@@ -31,8 +31,8 @@ OURS = ["milora", "lora", "milora padded"]
 CONTENDERS = [*OURS, "authors", "trl", "trl packed"]
 
 
-def load_rows(name: str, data: str, count: int) -> tuple[Any, Any]:
-    """Return token ids and labels of the first rows of a set, and the tokenizer."""
+def load_rows(name: str, data: str, count: int) -> tuple[Any, Any, Any]:
+    """Return token ids and labels of the first rows of a set, what tokenizing them did, and the tokenizer."""
     from milora.data.templates import resolve_template
     from milora.data.tokens import tokenize_rows
     from milora.data.training_rows import load_training_rows
@@ -44,17 +44,17 @@ def load_rows(name: str, data: str, count: int) -> tuple[Any, Any]:
     source = "gsm8k" if name == "gsm8k" else f"{data}/commonsense/ARC-Easy/train.json"
     tokenizer = load_tokenizer(ModelSection(name=EMBEDDED))
     section = DataSection(name=source, data_dir=data, rows=count, validation_rows=0, template=template)
-    rows, _ = tokenize_rows(
+    rows, report = tokenize_rows(
         load_training_rows(section).train,
         resolve_template(template, lambda: tokenizer),
         tokenizer,
         max_length=LENGTH,
         loss_on=loss_on,
     )
-    return rows, tokenizer
+    return rows, report, tokenizer
 
 
-def make_trainer(contender: str, rows: Any, tokenizer: Any, batch: int, dtype: str, folder: str) -> Any:
+def make_trainer(contender: str, rows: Any, report: Any, tokenizer: Any, batch: int, dtype: str, folder: str) -> Any:
     """Return the trainer of a contender, ready to train."""
     from peft import LoraConfig, get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, set_seed
@@ -65,6 +65,9 @@ def make_trainer(contender: str, rows: Any, tokenizer: Any, batch: int, dtype: s
     from milora.models.embedded import EMBEDDED
     from milora.run.recipe import ModelSection
     from milora.training.attention import choose_layout
+    from milora.training.prepare import Preparation
+    from milora.training.rows import Rows
+    from milora.training.speed import Speed
     from milora.training.trainer import RecipeTrainer
 
     set_seed(0)
@@ -96,7 +99,10 @@ def make_trainer(contender: str, rows: Any, tokenizer: Any, batch: int, dtype: s
     if contender.startswith("trl"):
         return SFTTrainer(**common)
     layout = "padded" if contender == "milora padded" else choose_layout(model, LENGTH)
-    return RecipeTrainer(**common, layout=layout, micro_batch_size=PASS, loraplus_ratio=None)
+    trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
+    prepared = Preparation(model, trainable, total, tokenizer, Rows(rows, None, "plain", report, None), layout, None)
+    speed = Speed(prepared, dtype)
+    return RecipeTrainer(**common, layout=layout, micro_batch_size=PASS, loraplus_ratio=None, speed=speed)
 
 
 def measure(contender: str, name: str, data: str, batch: int, steps: int, dtype: str) -> dict[str, float]:
@@ -105,9 +111,9 @@ def measure(contender: str, name: str, data: str, batch: int, steps: int, dtype:
 
     if contender in OURS:
         keep_large_blocks()  # as the command line does
-    rows, tokenizer = load_rows(name, data, batch * (steps + 1))
+    rows, report, tokenizer = load_rows(name, data, batch * (steps + 1))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(contender, rows, tokenizer, batch, dtype, folder)
+        trainer = make_trainer(contender, rows, report, tokenizer, batch, dtype, folder)
         step, counted, clocks = trainer.training_step, 0, []
 
         def count(model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
