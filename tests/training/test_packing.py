@@ -41,7 +41,7 @@ from milora.run.records import TrainingRecord
 from milora.training import attention
 from milora.training.attention import choose_layout, lay_out
 from milora.training.loss import loss_of_trained_tokens
-from milora.training.packing import divide_rows, fit_rows, row_lengths
+from milora.training.packing import balance_rows, count_passes, divide_rows, row_lengths
 from milora.training.prepare import locate
 from milora.training.train import train
 from tests.conftest import add_milora, make_gpt2, make_llama, make_qwen
@@ -265,24 +265,24 @@ def test_a_model_set_to_attend_by_document_refuses_padded_rows():
         model(**make_rows())
 
 
-def test_rows_fit():
+def test_passes_are_few_and_even():
     generator = random.Random(0)
     for _ in range(300):
         rows, size = generator.randint(1, 12), generator.randint(1, 4)
         lengths = [generator.randint(1, 50) for _ in range(rows)]
-        groups = fit_rows(lengths, size * max(lengths))
+        passes = count_passes(lengths, size * max(lengths))
+        assert passes <= -(-rows // size)
+        groups = balance_rows(lengths, passes)
+        tokens = [sum(lengths[row] for row in group) for group in groups]
+        assert max(tokens) <= size * max(lengths)
+        assert max(tokens) - min(tokens) <= max(lengths)
         assert sorted(row for group in groups for row in group) == list(range(rows))
-        assert all(sum(lengths[row] for row in group) <= size * max(lengths) for group in groups)
-        assert len(groups) <= -(-rows // size)
-        wanted = generator.randint(1, 14)
-        more = fit_rows(lengths, size * max(lengths), wanted)
-        assert sorted(row for group in more for row in group) == list(range(rows))
-        assert len(more) == max(len(groups), min(wanted, rows))
 
 
-def test_best_fit():
-    assert fit_rows([5, 3, 2, 4, 6], 10) == [[3, 4], [0, 1, 2]]
-    assert fit_rows([5, 3, 2, 4, 6], 20) == [[0, 1, 2, 3, 4]]
+def test_passes():
+    assert count_passes([5, 3, 2, 4, 6], 20) == 1
+    assert count_passes([5, 3, 2, 4, 6], 11) == 2
+    assert balance_rows([5, 3, 2, 4, 6], 2) == [[1, 2, 4], [0, 3]]
 
 
 SETTINGS = ["adapter.dropout=0", "training.batch_size=4", "training.max_steps=5", "training.report_to=none"]

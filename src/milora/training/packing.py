@@ -31,29 +31,29 @@ def row_lengths(batch: Mapping[str, Tensor]) -> list[int]:
     return lengths
 
 
-def fit_rows(lengths: Sequence[int], capacity: int, groups: int = 1) -> list[list[int]]:
-    """Return the row numbers of each group: at most `capacity` tokens in one, and at least `groups` of them.
+def count_passes(lengths: Sequence[int], capacity: int) -> int:
+    """Return how many passes rows need if each contains at most `capacity` tokens, as `balance_rows` divides them.
 
-    The longest row is placed first, each where the least room remains (best-fit decreasing). Rows of at most L tokens,
-    n of them, need at most ⌈n / m⌉ groups of capacity m L: a row that does not fit has met m rows in every group.
+    For n rows of at most L tokens and a capacity of m L, that is at most ⌈n / m⌉: where a row does not fit, there is
+    more than (m − 1) L in every pass, hence m rows.
     """
-    found: list[list[int]] = []
-    room: list[int] = []
+    passes = range(1, len(lengths) + 1)
+    return next(count for count in passes if _largest(lengths, balance_rows(lengths, count)) <= capacity)
+
+
+def balance_rows(lengths: Sequence[int], passes: int) -> list[list[int]]:
+    """Return the row numbers of each pass: the longest row first, each to the pass with the fewest tokens."""
+    groups: list[list[int]] = [[] for _ in range(passes)]
+    tokens = [0] * passes
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        fitting = [group for group, left in enumerate(room) if left >= lengths[row]]
-        if fitting:
-            group = min(fitting, key=lambda group: room[group])
-        else:
-            group = len(found)
-            found.append([])
-            room.append(capacity)
-        found[group].append(row)
-        room[group] -= lengths[row]
-    while len(found) < min(groups, len(lengths)):  # every process of a launch needs as many passes as the others
-        largest = max(found, key=len)
-        found.remove(largest)
-        found += [largest[::2], largest[1::2]]
-    return [sorted(group) for group in found]
+        emptiest = tokens.index(min(tokens))
+        groups[emptiest].append(row)
+        tokens[emptiest] += lengths[row]
+    return [sorted(group) for group in groups]
+
+
+def _largest(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
+    return max(sum(lengths[row] for row in group) for group in groups)
 
 
 def lay_end_to_end(batch: Mapping[str, Tensor]) -> tuple[Batch, Tensor]:

@@ -25,7 +25,7 @@ from milora.run.directory import CHECKPOINT
 from milora.training.attention import lay_out
 from milora.training.checkpoints import writing
 from milora.training.loss import loss_of_trained_tokens
-from milora.training.packing import Batch, divide_rows, fit_rows, row_lengths
+from milora.training.packing import Batch, balance_rows, count_passes, divide_rows, row_lengths
 from milora.training.speed import Speed
 
 
@@ -104,12 +104,10 @@ class RecipeTrainer(SFTTrainer):
         if self.layout == "padded":
             rows = list(range(len(lengths)))
             return divide_rows(inputs, [rows[start : start + size] for start in range(0, len(rows), size)])
-        capacity = size * max(lengths)
-        passes = fit_rows(lengths, capacity)
+        passes = count_passes(lengths, size * max(lengths))
         if self.args.world_size > 1:  # each pass gathers sharded weights from all processes
-            most = self.accelerator.gather(torch.tensor(len(passes), device=self.args.device)).max()
-            passes = fit_rows(lengths, capacity, int(most))
-        return divide_rows(inputs, passes)
+            passes = int(self.accelerator.gather(torch.tensor(passes, device=self.args.device)).max())
+        return divide_rows(inputs, balance_rows(lengths, passes))
 
     def compute_loss(
         self,
