@@ -6,7 +6,6 @@ All private API of transformers' attention that milora uses is in this file; tes
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -62,12 +61,10 @@ def attend_by_document(
         )
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         return _attend_on_gpu(query, key, value, cu_seq_lens_q, max_length_q, options.get("scaling")), None
-    parts = [
-        sdpa_attention_forward(
-            module, query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], None, **{**options, "is_causal": True}
-        )[0]
-        for a, b in pairwise(cu_seq_lens_q.tolist())
-    ]
+    lengths = cu_seq_lens_q.diff().tolist()
+    # Split, not sliced: the gradient of a slice is as large as the whole.
+    documents = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    parts = [sdpa_attention_forward(module, *part, None, **{**options, "is_causal": True})[0] for part in documents]
     return torch.cat(parts, dim=1), None
 
 
