@@ -64,7 +64,8 @@ def attend_by_document(
     lengths = cu_seq_lens_q.diff().tolist()
     # Split, not sliced: the gradient of a slice is as large as the whole.
     documents = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    parts = [sdpa_attention_forward(module, *part, None, **{**options, "is_causal": True})[0] for part in documents]
+    options["is_causal"] = True
+    parts = [sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in documents]
     return torch.cat(parts, dim=1), None
 
 
