@@ -63,7 +63,7 @@ def attend_by_document(
         return _attend_on_gpu(query, key, value, cu_seq_lens_q, max_length_q, options.get("scaling")), None
     lengths = cu_seq_lens_q.diff().tolist()
     # Split, not sliced: the gradient of a slice is as large as the whole.
-    documents = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    documents = zip(*(torch.split(states, lengths, 2) for states in (query, key, value)), strict=True)
     options["is_causal"] = True
     parts = [sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in documents]
     return torch.cat(parts, dim=1), None
