@@ -26,6 +26,7 @@ RANK = 16
 LENGTH = 512
 # Rows of each set: with the loss on the answer, as most train, and on all tokens, as the paper's commonsense runs.
 SETS = {"gsm8k": ("alpaca", "answer"), "commonsense": ("commonsense", "all")}
+PARTS = ["ARC-Easy", "ARC-Challenge", "boolq", "openbookqa"]  # of the eight sets of commonsense_170k
 PASS = 4  # rows of the longest row's length: about the 1024 tokens of a pass of `trl packed`
 OURS = ["milora", "lora", "milora padded"]
 CONTENDERS = [*OURS, "authors", "trl", "trl packed"]
@@ -41,9 +42,10 @@ def load_rows(name: str, data: str, count: int) -> tuple[Any, Any, Any]:
     from milora.run.recipe import DataSection, ModelSection
 
     template, loss_on = SETS[name]
-    source = "gsm8k" if name == "gsm8k" else f"{data}/commonsense/ARC-Easy/train.json"
+    files = [f"{data}/commonsense/{part}/train.json" for part in PARTS]
+    named = {"name": "gsm8k"} if name == "gsm8k" else {"sources": [{"name": file} for file in files]}
     tokenizer = load_tokenizer(ModelSection(name=EMBEDDED))
-    section = DataSection(name=source, data_dir=data, rows=count, validation_rows=0, template=template)
+    section = DataSection(**named, data_dir=data, rows=count, validation_rows=0, template=template)
     rows, report = tokenize_rows(
         load_training_rows(section).train,
         resolve_template(template, lambda: tokenizer),
