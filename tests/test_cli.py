@@ -263,7 +263,7 @@ BAD = [
     (("init", "EMPTY", "-o", "out", "--targets", "q_proj"), "name a hub model, a local folder with config.json"),
     (("init", "models/lama", "-o", "out"), "did you mean llama?"),
     (("train", "RECIPE", "model.name=models/lama"), "did you mean llama?"),
-    (("train", "RECIPE", "adapter.rank=200"), "k_proj: rank 200 is outside 1 … 192"),
+    (("train", "RECIPE", "adapter.rank=200"), "2 × k_proj: rank 200 is above 192"),
     (("train", "RECIPE", "data.name=none.jsonl"), "the file does not exist"),
     (("train", "RECIPE", "model.name=/nowhere"), "cannot be loaded"),
     (

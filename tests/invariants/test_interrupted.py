@@ -61,15 +61,15 @@ def signal_in_step(monkeypatch):
     """Send a signal inside a step of the next training."""
 
     def signal_in_step(step, number):
-        make = training._make_trainer
+        make = training.make_trainer
 
         def make_and_add(*arguments):
             trainer = make(*arguments)
             trainer.add_callback(_Signals(step, number))
-            monkeypatch.setattr(training, "_make_trainer", make)
+            monkeypatch.setattr(training, "make_trainer", make)
             return trainer
 
-        monkeypatch.setattr(training, "_make_trainer", make_and_add)
+        monkeypatch.setattr(training, "make_trainer", make_and_add)
 
     return signal_in_step
 

@@ -29,9 +29,17 @@ VARIANTS = {
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+# In bfloat16, a few of them: a processor without its instructions takes half a minute for each.
+DTYPES = [
+    pytest.param(dtype, options, id=f"{name}-{dtype}")
+    for name, options in VARIANTS.items()
+    for dtype in TOLERANCE
+    if dtype == torch.float32 or name in ("plain", "patterns")
+]
+
+
 @pytest.mark.parametrize("form", ["intact", "residual"])
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize(("dtype", "options"), DTYPES)
 def test_every_output_gives_the_trained_logits(load_small, tmp_path, dtype, form, options):
     model = train_briefly(add_milora(load_small(dtype), form=form, **options))
     trained = logits_of(model)

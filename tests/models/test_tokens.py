@@ -91,6 +91,7 @@ CHAT = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the adapter contains 3 whole tensor")
 def test_a_run_trains_added_tokens_and_whole_modules(small_recipe, call, tmp_path):
     code, _, err = call(
         *("run", small_recipe, "model.added_tokens=[Question,<think>]", "adapter.modules_to_save=[model.norm]"),

@@ -8,9 +8,10 @@ from milora.run.recipe import load_recipe
 
 @app.command()
 def doctor(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> None:
-    """Look at all that a recipe needs before it is run: model, rows, tasks, memory, time, disk space.
+    """Check what a recipe needs and costs before it is run.
 
-    Nothing is left in the folder of runs. The exit code is 1 if something is missing.
+    It looks at the model, rows, tasks, memory, time, and disk space, and leaves nothing in the folder of runs. The exit
+    code is 1 if something is missing.
     """
     job = load_recipe(recipe, overrides or [])
     from milora.pipeline import diagnose

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -62,7 +63,10 @@ def save_as_peft(
     wrapped = {remove_wrappers(name): name for name, _ in model.named_modules()}
     parts = {key: key.rpartition(".") for key in state}
     state = {f"{wrapped.get(parts[key][0], parts[key][0])}.{parts[key][2]}": value for key, value in state.items()}
-    model.save_pretrained(str(folder), selected_adapters=[adapter_name], state_dict=state)
+    with warnings.catch_warnings():
+        # The caller says which whole tensors the adapter contains.
+        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
+        model.save_pretrained(str(folder), selected_adapters=[adapter_name], state_dict=state)
     if adapter_name != "default":
         for file in (folder / adapter_name).iterdir():
             file.replace(folder / file.name)
