@@ -35,6 +35,10 @@ SLOW_FILES = {
     "test_parity.py",
     "test_template_parity.py",
     "test_conversion.py",
+    "test_same_everywhere.py",
+    "test_architectures.py",
+    "test_trl.py",
+    "test_unsupported.py",
 }
 
 
