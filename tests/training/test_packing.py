@@ -21,8 +21,6 @@ from transformers import (
     GPTNeoXForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     OPTConfig,
@@ -45,15 +43,7 @@ from milora.training.packing import balance_rows, count_passes, divide_rows, row
 from milora.training.prepare import locate
 from milora.training.train import train
 from tests.conftest import add_milora, make_gpt2, make_llama, make_qwen
-
-SMALL = {
-    "num_hidden_layers": 2,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 200,
-}
+from tests.training.test_loss import SMALL, make_mamba
 
 
 def make_mistral(window=None):
@@ -97,11 +87,6 @@ def make_opt():
 def make_bloom():
     """Its positions are biases that follow from the attention mask."""
     return BloomForCausalLM(BloomConfig(n_layer=2, hidden_size=32, n_head=4, vocab_size=200))
-
-
-def make_mamba():
-    """A state that every document would inherit."""
-    return MambaForCausalLM(MambaConfig(num_hidden_layers=2, hidden_size=32, vocab_size=200))
 
 
 def make_hybrid():

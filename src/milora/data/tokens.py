@@ -13,7 +13,7 @@ from milora.method.errors import MiloraError
 from milora.run.records import TokenReport
 
 IGNORED = -100  # the label that the loss ignores
-FORKED_FROM = 20_000  # rows: to start processes takes seconds, as does the encoding of so many
+FORKED_FROM = 20_000  # rows: starting processes takes seconds, as does encoding this many rows
 NUMBER = datasets.Value("int32")
 
 Columns = Mapping[str, list[Any]]

@@ -80,7 +80,7 @@ def _as_lora(adapter: AdapterSection) -> AdapterSection:
 
 
 def estimate_memory(recipe: Recipe, size: Size, tokens: int) -> float:
-    """Return the bytes that training takes at its peak, for passes of so many tokens: weights, states, activations.
+    """Return the peak memory of training in bytes, with `tokens` per pass: weights, optimizer states, activations.
 
     A trained number takes itself, its gradient, two moments, and in intact form its start, in 32 bits each. The logits
     are counted twice in 32 bits, for as many tokens.
