@@ -12,6 +12,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from milora.method.ordinary import square_product
 from milora.method.variant.linear import IntactVariant, find_variant, stacked_update
 from milora.method.variant.weights import base_weight
 
@@ -47,7 +48,7 @@ def _squared_change(layer: LoraLayer, adapter_name: str) -> float:
     if isinstance(variant, IntactVariant):
         up, down = (factor.cpu().double() for factor in stacked_update(layer, adapter_name))
         scaling: float = layer.scaling[adapter_name]
-        return scaling**2 * float(((up.mT @ up) * (down @ down.mT)).sum())
+        return scaling**2 * square_product(up, down)
     linear = cast(LoraLinear, layer)  # the layers that do not derive from it have the same methods
     if variant is None:
         return float(linear.get_delta_weight(adapter_name).cpu().double().square().sum())

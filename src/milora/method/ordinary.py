@@ -123,11 +123,11 @@ def _relative_error(update: tuple[Tensor, Tensor], written: tuple[Tensor, Tensor
     if all(one is other or torch.equal(one, other) for one, other in zip(update, written, strict=True)):
         return 0.0
     (up, down), (new_up, new_down) = ((a.double(), b.double()) for a, b in (update, written))
-    norm = _norm(up, down)
-    return _norm(torch.cat([up, -new_up], -1), torch.cat([down, new_down], -2)) / norm if norm else 0.0
+    norm = square_product(up, down) ** 0.5
+    error = square_product(torch.cat([up, -new_up], -1), torch.cat([down, new_down], -2)) ** 0.5
+    return error / norm if norm else 0.0
 
 
-def _norm(up: Tensor, down: Tensor) -> float:
-    """Return ‖up·down‖ from the two small Gram matrices."""
-    square = ((up.mT @ up) * (down @ down.mT)).sum().item()
-    return float(max(square, 0.0) ** 0.5)
+def square_product(up: Tensor, down: Tensor) -> float:
+    """Return ‖up·down‖² (Frobenius), summed over a stack, from the two small Gram matrices."""
+    return max(float(((up.mT @ up) * (down @ down.mT)).sum()), 0.0)
