@@ -188,3 +188,4 @@ def test_a_conversation_survives_its_row():
     parts = (Text("What is this?"), Image("cat.png"), Text(""))
     whole = Conversation((Message("user", parts), Message("assistant", (Text("A cat."),))), {"gold": "cat"})
     assert Conversation.from_row(whole.to_row()) == whole
+    assert (whole.question, whole.images) == ("What is this?", ("cat.png",))

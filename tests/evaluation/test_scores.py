@@ -21,7 +21,8 @@ def _scores(**options):
 
 def test_numbers_that_json_does_not_have(tmp_path):
     scores = _scores(metrics={"acc": Metric(math.inf, -math.inf)})
-    samples = [Sample("q", "g", "c\u2028", {"acc": Grade(None, score)}) for score in (math.nan, math.inf, 1.0)]
+    grades = [{"acc": Grade(None, score)} for score in (math.nan, math.inf, 1.0)]
+    samples = [Sample("q", "g", "c\u2028", grade, ("a.jpg",)) for grade in grades]
     folder = ScoreFolder(tmp_path)
     write_scores(folder, scores, samples)
     texts = [(tmp_path / "scores.json").read_text(), *folder.samples.read_text().split("\n")[:-1]]

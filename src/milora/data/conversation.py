@@ -41,7 +41,17 @@ class Message:
         """
         if any(isinstance(part, Image) for part in self.parts):
             raise MiloraError("a message contains a picture, and this template writes text only", "use other rows")
+        return self.words
+
+    @property
+    def words(self) -> str:
+        """The message's text without its pictures."""
         return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The paths of the message's pictures."""
+        return tuple(part.path for part in self.parts if isinstance(part, Image))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +76,18 @@ class Conversation:
 
     @property
     def question(self) -> str:
-        """The text of the last message that is not the answer."""
-        return self.messages[-2].text
+        """The text of the last message that is not the answer, without pictures."""
+        return self.messages[-2].words
 
     @property
     def answer(self) -> str:
         """The text of the last message."""
         return self.messages[-1].text
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The paths of all pictures, in order."""
+        return tuple(path for message in self.messages for path in message.images)
 
     def to_row(self) -> dict[str, Any]:
         """Return the conversation as a row of a `datasets.Dataset`; see `from_row`."""

@@ -192,7 +192,7 @@ def _score_benchmark(
         assert benchmark.grade is not None
         grades = benchmark.grade(texts, rows)
     samples = [
-        Sample(row.question, row.answer, text, {grader: found[index] for grader, found in grades.items()})
+        Sample(row.question, row.answer, text, {grader: found[index] for grader, found in grades.items()}, row.images)
         for index, (row, text) in enumerate(zip(rows, texts, strict=True))
     ]
     headline = grades.get(benchmark.primary) or next(iter(grades.values()))

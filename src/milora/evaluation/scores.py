@@ -100,12 +100,13 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One item: what was asked and answered, and a grade from each grader."""
+    """One item: what was asked, with the paths of its pictures, and answered, and a grade from each grader."""
 
     question: str
     gold: str
     completion: str
     grades: dict[str, Grade] = field(default_factory=dict)
+    images: tuple[str, ...] = ()
 
 
 def measure(values: Sequence[float], unit: Unit | None = None) -> Metric:
