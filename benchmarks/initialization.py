@@ -2,9 +2,12 @@
 
     python benchmarks/initialization.py [--quick] [--model DIR] [--out benchmarks/results/initialization-cpu.json]
     python benchmarks/initialization.py --llama2-7b
+    python benchmarks/initialization.py --gram [--shapes 4096x4096 11008x4096]
 
 Each rank is measured against `torch.linalg.svd` in float32, which PEFT's `pissa` and `mica` call, and against the
 `torch.svd_lowrank` of its `pissa_niter_16`. At one rank, an adapter is initialized by PEFT's three methods and by ours.
+`--gram` measures what unsloth (2026.10) describes for minor left vectors, an eigendecomposition of the smaller Gram matrix
+in float64, written anew from that description.
 Energy is ‖W V‖² of the band: its error is the relative excess (minor) or lack (principal) against the float64 spectrum.
 Residuals are relative to σ_max, as in the certificate.
 """
@@ -161,6 +164,44 @@ def measure_peft(out: int, into: int, rank: int, repetitions: int) -> dict[str, 
     return {"shape": f"{out}x{into}", "spectrum": "bulk", "rank": rank, "repetitions": repetitions, "seconds": seconds}
 
 
+def minor_of_gram(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Minor left vectors and their singular values, from all eigenvectors of the smaller Gram matrix in float64."""
+    W64 = W.double()
+    tall = W.shape[0] > W.shape[1]
+    eigenvalues, vectors = torch.linalg.eigh(W64.T @ W64 if tall else W64 @ W64.T)
+    values = eigenvalues[:rank].clamp(min=0).sqrt()
+    return (W64 @ vectors[:, :rank] / values if tall else vectors[:, :rank]), values
+
+
+def measure_gram(out: int, into: int, rank: int, repetitions: int) -> dict[str, Any]:
+    """Seconds for the minor components of a weight, by the eigenvectors of its Gram matrix and by ours."""
+    W = bulk_weight(out, into)
+    truth = float64_spectrum(W)[-rank:]
+    calls: dict[str, Callable[[], Any]] = {
+        "gram": partial(minor_of_gram, W, rank),
+        "milora": partial(decompose_weight, W, rank),
+    }
+    seconds, results = alternate(calls, repetitions)
+    row = {
+        "shape": f"{out}x{into}",
+        "spectrum": "bulk",
+        "rank": rank,
+        "repetitions": repetitions,
+        "seconds": seconds["milora"],
+        "gram_seconds": seconds["gram"],
+        "ratio": seconds["gram"] / seconds["milora"],
+        **certificate_of(results["milora"]),
+        "energy_error": energy_error(W, results["milora"].A.T, truth),
+        "gram_energy_error": energy_error(W.T, results["gram"][0], truth),
+    }
+    print(
+        f"{row['shape']:>10} r={rank}: ours {row['seconds']:.2f} s, Gram matrix {row['gram_seconds']:.2f} s "
+        f"({row['ratio']:.1f}x); energy {row['energy_error']:.0e} and {row['gram_energy_error']:.0e}",
+        flush=True,
+    )
+    return row
+
+
 def certificate_of(factors: Factors) -> dict[str, Any]:
     found = factors.certificate
     assert found is not None
@@ -281,6 +322,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint in safetensors to measure too")
     parser.add_argument("--llama2-7b", action="store_true", help="only the matrices of LLaMA-2-7B, synthetic")
+    parser.add_argument("--gram", action="store_true", help="only the Gram matrix's eigenvectors beside ours, r=32")
     parser.add_argument("--out", type=Path, metavar="JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -291,6 +333,9 @@ def main() -> None:
     print(report)
     if options.llama2_7b:
         report["llama2_7b"] = measure_llama(rank=64)
+    elif options.gram:
+        shapes = [[int(side) for side in shape.split("x")] for shape in options.shapes]
+        report["gram"] = [measure_gram(*shape, rank=32, repetitions=options.repetitions or 3) for shape in shapes]
     else:
         rows: list[dict[str, Any]] = []
         adapters: list[dict[str, Any]] = []
