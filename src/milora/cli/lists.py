@@ -6,14 +6,23 @@ from typing import Annotated
 import typer
 
 from milora.cli.options import RUNS, Overrides, RecipeName, app
+from milora.comparison.paper import format_index, read_index
 from milora.comparison.plan import list_comparisons, load_comparison
 from milora.run.launch import list_launchers, locate_launcher
 from milora.run.recipe import list_recipes, load_recipe
 
 
 @app.command("ls")
-def list_() -> None:
-    """List the shipped recipes, comparisons, and launchers."""
+def list_(
+    paper: Annotated[bool, typer.Option("--paper", help="List the paper's tables and figures instead.")] = False,
+) -> None:
+    """List the shipped recipes, comparisons, and launchers.
+
+    --paper lists every table and figure of the paper with its command, and whether it was run here.
+    """
+    if paper:
+        typer.echo(format_index(read_index()))
+        return
     shipped = {
         "Recipes, for milora run:": {name: load_recipe(name).description for name in list_recipes()},
         "Comparisons, for milora compare:": {name: load_comparison(name).description for name in list_comparisons()},
