@@ -6,8 +6,8 @@
 
 Each rank is measured against `torch.linalg.svd` in float32, which PEFT's `pissa` and `mica` call, and against the
 `torch.svd_lowrank` of its `pissa_niter_16`. At one rank, an adapter is initialized by PEFT's three methods and by ours.
-`--gram` measures what unsloth (2026.10) describes for minor left vectors, an eigendecomposition of the smaller Gram matrix
-in float64, written anew from that description.
+`--gram` measures what unsloth (2026.10) describes for minor left vectors, an eigendecomposition of the smaller Gram
+matrix in float64, written anew from that description.
 Energy is ‖W V‖² of the band: its error is the relative excess (minor) or lack (principal) against the float64 spectrum.
 Residuals are relative to σ_max, as in the certificate.
 """
