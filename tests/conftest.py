@@ -169,6 +169,7 @@ def call(monkeypatch, capsys, tmp_path):
         code = stopped.value.code or 0
         return code, *capsys.readouterr()
 
+    call.folder = tmp_path
     return call
 
 

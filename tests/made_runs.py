@@ -68,10 +68,10 @@ def make_scores(
     return scores
 
 
-def make_forgetting(run: RunDirectory, nats: float, floor: float = 0.5) -> None:
-    target = target_of_run(run)
+def make_forgetting(run: RunDirectory, nats: float, floor: float = 0.5, *, base: bool = False) -> None:
+    target = target_of_run(run).base if base else target_of_run(run)
     metrics = {CROSS_ENTROPY: Metric(nats, None), FLOOR: Metric(floor, None)}
-    scores = Scores(FORGETTING, "trained", 1, CROSS_ENTROPY, metrics, Settings("", "1"), ENVIRONMENT, unit="nats")
+    scores = Scores(FORGETTING, target.who, 1, CROSS_ENTROPY, metrics, Settings("", "1"), ENVIRONMENT, unit="nats")
     samples = [Sample("a text", "", "", {})]
     write_scores(locate_samples(target, FORGETTING, run.recipe.evaluation)[0], scores, samples)
 

@@ -18,7 +18,11 @@ def small_comparison(small_recipe: str, tmp_path_factory: pytest.TempPathFactory
     path.write_text(
         f"""name: small
 recipe: {small_recipe}
-overrides: [training.max_steps=4, evaluation.forgetting.blocks=2, evaluation.forgetting.block_length=16]
+overrides:
+  - training.max_steps=4
+  - evaluation.tasks=[arithmetic,forgetting]
+  - evaluation.forgetting.block_count=2
+  - evaluation.forgetting.block_length=16
 arms:
   LoRA: [adapter.method=lora]
   MiLoRA: [adapter.method=milora]

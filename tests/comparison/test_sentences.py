@@ -51,6 +51,7 @@ def finish(grid, grades, *, loss=1.0, forgetting=None, asked="item"):
                 make_scores(run, [0] * len(found), base=True)
             if forgetting:
                 make_forgetting(run, forgetting[cell.arm])
+                make_forgetting(run, 0.5, base=True)
             finish_cell(run)
     return collect_results(grid)
 
@@ -154,7 +155,7 @@ FORGOTTEN = [
 
 @pytest.mark.parametrize(("forgetting", "said"), FORGOTTEN)
 def test_equal_forgettings_are_not_ranked(plan, forgetting, said):
-    grid = plan(overrides=["evaluation.forgetting.blocks=1"])
+    grid = plan(overrides=["evaluation.tasks=[arithmetic,forgetting]"])
     (found,) = [
         line
         for line in say(finish(grid, {"LoRA": [1], "MiLoRA": [1]}, forgetting=forgetting), grid)

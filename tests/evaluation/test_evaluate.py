@@ -351,7 +351,8 @@ def test_an_adapter_with_a_larger_vocabulary_is_scored_with_it(load_small, tmp_p
     assert drift(logits_of(target.load()), logits_of(tuned)) < 1e-6
     (scores,) = evaluate(target, EvaluationSection(tasks=["arithmetic"], limit=2, max_new_tokens=4))
     assert scores.count == 2
-    forgetting = EvaluationSection.model_validate({"forgetting": {"blocks": 1, "block_length": 4}})
+    settings = {"tasks": ["forgetting"], "forgetting": {"block_count": 1, "block_length": 4}}
+    forgetting = EvaluationSection.model_validate(settings)
     with pytest.raises(MiloraError, match="embeddings of its own"):
         evaluate(target, forgetting)
 

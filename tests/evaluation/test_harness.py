@@ -165,6 +165,7 @@ def test_the_text_of_forgetting_is_checked_before_training(small_recipe, tmp_pat
     text = options.get("text", "sampled")
     if (tmp_path / text).is_file():
         text = str(tmp_path / text)
-    section = EvaluationSection.model_validate({"forgetting": {"blocks": 2, **options, "text": text}})
+    settings = {"tasks": ["forgetting"], "forgetting": {"block_count": 2, **options, "text": text}}
+    section = EvaluationSection.model_validate(settings)
     with pytest.raises(MiloraError, match=message):
         check_evaluation(load_recipe(small_recipe).model_copy(update={"evaluation": section}))

@@ -193,8 +193,8 @@ def test_the_paths_of_a_comparison_are_those_of_its_folder(tmp_path, monkeypatch
 
 def test_the_evaluation_section_is_overridden_and_unset():
     own = EvaluationSection(tasks=["gsm8k"], limit=8, backend="server", url="http://x/v1")
-    given = with_overrides(own, {"limit": 4}, ["evaluation.limit=null", "evaluation.forgetting.blocks=2"])
-    assert given.limit is None and given.forgetting.blocks == 2 and given.tasks == ["gsm8k"]
+    given = with_overrides(own, {"limit": 4}, ["evaluation.limit=null", "evaluation.forgetting.block_count=2"])
+    assert given.limit is None and given.forgetting.block_count == 2 and given.tasks == ["gsm8k"]
     assert with_overrides(own, {"limit": 4}, []).limit == 4
     assert with_overrides(own, {"url": "http://y/v1"}, []).url == "http://y/v1"
     for override, message in [

@@ -5,7 +5,7 @@ import sys
 from transformers import PreTrainedTokenizerBase
 
 from milora.evaluation.benchmarks import BENCHMARKS, GROUPS, SUITES, Benchmark
-from milora.evaluation.forgetting import check_text
+from milora.evaluation.forgetting import FORGETTING, check_text
 from milora.evaluation.generation.context import fit
 from milora.evaluation.generation.request import Request
 from milora.evaluation.harness import check_task, find_task
@@ -25,16 +25,17 @@ def check_evaluation(recipe: Recipe, *, yes: bool = False, asks: bool = True) ->
     section = recipe.evaluation
     check_tasks(section, yes=yes, asks=asks)
     tasks = expand(section)
-    if not tasks and not section.forgetting.blocks:
+    if not tasks:
         return
     tokenizer = load_tokenizer(recipe.model)
     context = context_length(recipe.model, tokenizer)
     for name in tasks:
         if name in BENCHMARKS:
             _check_rows(BENCHMARKS[name], recipe, tokenizer, context)
+        elif name == FORGETTING:
+            check_text(section.forgetting, tokenizer, context)
         else:
             check_task(name, section, tokenizer, context)
-    check_text(section.forgetting, tokenizer, context)
 
 
 def check_tasks(section: EvaluationSection, *, yes: bool = False, asks: bool = True) -> None:
@@ -53,7 +54,7 @@ def check_tasks(section: EvaluationSection, *, yes: bool = False, asks: bool = T
     if running:
         check_sandbox()
     for name in names:
-        if name in BENCHMARKS:
+        if name in BENCHMARKS or name == FORGETTING:
             continue
         find_task(name)
         if section.url:

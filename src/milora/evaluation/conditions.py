@@ -11,7 +11,7 @@ from milora.data.rows import find_file
 from milora.data.sets import NAMED_SETS
 from milora.data.templates import CHAT, describe_template
 from milora.evaluation.benchmarks import BENCHMARKS, Benchmark
-from milora.evaluation.forgetting import FORGETTING
+from milora.evaluation.forgetting import FORGETTING, VERSION
 from milora.evaluation.generation.served import Served, ask_server
 from milora.evaluation.scores import Settings
 from milora.evaluation.target import Target
@@ -71,9 +71,9 @@ def _of_forgetting(target: Target, section: EvaluationSection) -> Settings:
     text = Path(asked.text)
     return Settings(
         target.digest,
-        "2",
+        VERSION,
         data=hash_local(text) if text.is_file() else None,
-        text=f"{asked.text}: {asked.blocks} blocks of {asked.block_length}",
+        text=f"{asked.text}: {asked.block_count} blocks of {asked.block_length}",
     )
 
 

@@ -49,7 +49,7 @@ def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = Fal
     with locked(target.folder):
         for one in targets:
             _forget_anonymous(one, section)
-            missing = [name for name in _list_tasks(one, section) if not _folder(one, name, section).has(Scores)]
+            missing = [name for name in expand(section) if not _folder(one, name, section).has(Scores)]
             _score_tasks(one, [name for name in missing if name != FORGETTING], section, yes)
             if FORGETTING in missing and is_main_process():
                 _score_forgetting(one, section)
@@ -58,7 +58,7 @@ def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = Fal
 
 def find_scores(target: Target, section: EvaluationSection) -> list[Scores]:
     """Return the scores of a target under these settings that exist, and the averages of groups that are complete."""
-    folders = {name: _folder(target, name, section) for name in _list_tasks(target, section)}
+    folders = {name: _folder(target, name, section) for name in expand(section)}
     found = {name: folder.read(Scores) for name, folder in folders.items() if folder.has(Scores)}
     averages = [
         average(group, [found[name] for name in names])
@@ -70,22 +70,17 @@ def find_scores(target: Target, section: EvaluationSection) -> list[Scores]:
 
 def is_scored(target: Target, section: EvaluationSection) -> bool:
     """Whether every task is scored under these settings."""
-    return all(_folder(target, name, section).has(Scores) for name in _list_tasks(target, section))
+    return all(_folder(target, name, section).has(Scores) for name in expand(section))
 
 
 def locate_samples(target: Target, task: str, section: EvaluationSection) -> list[ScoreFolder]:
     """Return the folder of a task's scores and samples; of a group's average, those of its tasks."""
-    names = GROUPS.get(task) or [name for name in _list_tasks(target, section) if title_of(name) == title_of(task)]
+    names = GROUPS.get(task) or [name for name in expand(section) if title_of(name) == title_of(task)]
     return [_folder(target, name, section) for name in names]
 
 
 def _folder(target: Target, name: str, section: EvaluationSection) -> ScoreFolder:
     return locate(target, name, settings_of(target, name, section))
-
-
-def _list_tasks(target: Target, section: EvaluationSection) -> list[str]:
-    measures_forgetting = section.forgetting.blocks and target.who != "base"
-    return [*expand(section), FORGETTING] if measures_forgetting else expand(section)
 
 
 def _forget_anonymous(target: Target, section: EvaluationSection) -> None:

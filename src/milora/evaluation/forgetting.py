@@ -1,5 +1,8 @@
 """How far a tuned model's predictions are from its base's (paper, section 6 and table 8, after Kalajdzievski 2024)."""
 
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -19,43 +22,58 @@ from milora.run.launch import processes
 from milora.run.recipe import ForgettingSection
 
 FORGETTING = "forgetting"
-CROSS_ENTROPY, FLOOR = "cross_entropy", "floor"
+CROSS_ENTROPY, FLOOR, PERPLEXITY = "cross_entropy", "floor", "perplexity"
+LOSS = "loss"
+VERSION = "3"  # changes whenever the measuring does
 
 
 def score_forgetting(target: Target, section: ForgettingSection) -> tuple[dict[str, Metric], list[Sample]]:
-    """Return cross-entropy and floor in nats per token, and those of every block of text.
+    """Return cross-entropy and floor in nats per token with the perplexity, and those of every block of text.
 
         cross_entropy = −Σ_v p_base(v) log p_tuned(v),  floor = −Σ_v p_base(v) log p_base(v),  averaged over positions
 
-    The floor is the base's own entropy, which a model that forgot nothing reaches.
+    The floor is the base's own entropy, which a model that forgot nothing reaches. The perplexity is the target's on
+    the text itself.
 
     Raises:
         MiloraError: the text cannot be read, or is too short.
     """
+    tuned, base, as_base = _load_both(target)
+    tokenizer = target.load_tokenizer()
+    with as_base():
+        blocks = make_blocks(section, base, tokenizer)
+    samples = []
+    for block in blocks.to(tuned.device):
+        found = _predict(tuned, block)
+        with as_base():
+            expected = found if target.who == "base" else _predict(base, block)
+        grades = {name: Grade(None, value) for name, value in _compare(found, expected, block).items()}
+        samples.append(Sample(str(tokenizer.decode(block)), "", "", grades))
+    metrics = measure_grades(samples)
+    loss = metrics.pop(LOSS)
+    return {**metrics, PERPLEXITY: _exponentiate(loss)}, samples
+
+
+def _load_both(
+    target: Target,
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | PeftModel, Callable[[], AbstractContextManager[None]]]:
+    """Return the target's model, its base's, and a context in which the second one is the base: they may be one."""
     device = processes().device
     tuned = target.load().to(device)
-    separate = None
+    if target.who == "base":
+        return tuned, tuned, nullcontext
     if not isinstance(tuned, PeftModel) or target.form == "residual":
-        separate = target.base.load().to(device)  # disable_adapter() is not the base there
-    elif target.adapter and stored_rows(cast(PreTrainedModel, tuned.get_base_model()), target.adapter) is not None:
+        return tuned, target.base.load().to(device), nullcontext  # disable_adapter() is not the base there
+    if target.adapter and stored_rows(cast(PreTrainedModel, tuned.get_base_model()), target.adapter) is not None:
         raise MiloraError(
             f"{target.adapter} contains embeddings of its own: forgetting compares predictions over one vocabulary",
-            "leave evaluation.forgetting out",
+            "leave the task forgetting out",
         )
-    tokenizer = target.load_tokenizer()
-    blocks = _make_blocks(section, tuned, separate, tokenizer).to(device)
-    samples = []
-    for block in blocks:
-        found = _measure_block(tuned, block, separate)
-        grades = {name: Grade(None, value) for name, value in found.items()}
-        samples.append(Sample(str(tokenizer.decode(block)), "", "", grades))
-    return measure_grades(samples), samples
+    return tuned, tuned, tuned.disable_adapter
 
 
 def check_text(section: ForgettingSection, tokenizer: PreTrainedTokenizerBase, context: int | None) -> None:
     """Raise unless there is text for all blocks, and a block fits: before training is paid for."""
-    if not section.blocks:
-        return
     if context is not None and section.block_length > context:
         raise MiloraError(
             f"evaluation.forgetting.block_length={section.block_length} is longer than the model's context of "
@@ -67,35 +85,38 @@ def check_text(section: ForgettingSection, tokenizer: PreTrainedTokenizerBase, c
 
 
 @torch.no_grad()
-def _measure_block(model: PreTrainedModel | PeftModel, block: Tensor, base: nn.Module | None) -> dict[str, float]:
-    """`block` are token ids `(length,)`; without `base`, the model's adapter is disabled to get it."""
-    tuned = F.log_softmax(model(block[None]).logits[0].float(), dim=-1)
-    if base is None:
-        assert isinstance(model, PeftModel)
-        with model.disable_adapter():
-            logits = model(block[None]).logits[0]
-    else:
-        logits = base(block[None]).logits[0]
-    expected = F.log_softmax(logits.float(), dim=-1)
+def _predict(model: nn.Module, block: Tensor) -> Tensor:
+    """Return log-probabilities `(length, vocabulary)` of the token after each of `block` `(length,)`."""
+    return F.log_softmax(model(block[None]).logits[0].float(), dim=-1)
+
+
+def _compare(found: Tensor, expected: Tensor, block: Tensor) -> dict[str, float]:
     return {
-        CROSS_ENTROPY: -float((expected.exp() * tuned).sum(-1).mean()),
+        CROSS_ENTROPY: -float((expected.exp() * found).sum(-1).mean()),
         FLOOR: -float((expected.exp() * expected).sum(-1).mean()),
+        LOSS: float(F.nll_loss(found[:-1], block[1:])),
     }
 
 
-def _make_blocks(
-    section: ForgettingSection,
-    tuned: PreTrainedModel | PeftModel,
-    separate: PreTrainedModel | PeftModel | None,
-    tokenizer: PreTrainedTokenizerBase,
+def _exponentiate(loss: Metric) -> Metric:
+    """The perplexity of a mean loss; its error is that of the loss to first order."""
+    value = math.exp(loss.value)
+    error = None if loss.standard_error is None else value * loss.standard_error
+    ends = None if loss.interval is None else (math.exp(loss.interval[0]), math.exp(loss.interval[1]))
+    return Metric(value, error, ends, "number")
+
+
+def make_blocks(
+    section: ForgettingSection, base: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
 ) -> Tensor:
-    if section.text != "sampled":
-        return _read_blocks(section, tokenizer)
-    if separate is not None:
-        return _sample_blocks(section, separate, tokenizer)
-    assert isinstance(tuned, PeftModel)
-    with tuned.disable_adapter():
-        return _sample_blocks(section, tuned, tokenizer)
+    """Return token ids `(blocks, block_length)`: of the text file, or sampled from `base`.
+
+    Raises:
+        MiloraError: the text cannot be read, or is too short.
+    """
+    if section.text == "sampled":
+        return _sample_blocks(section, base, tokenizer)
+    return _read_blocks(section, tokenizer)
 
 
 def _read_blocks(section: ForgettingSection, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -107,13 +128,14 @@ def _read_blocks(section: ForgettingSection, tokenizer: PreTrainedTokenizerBase)
             "name a text file in UTF-8, or `sampled` for text that the base model itself generates",
         ) from error
     tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    needed = section.blocks * section.block_length
+    needed = section.block_count * section.block_length
     if len(tokens) < needed:
         raise MiloraError(
-            f"{section.text} has {len(tokens)} tokens, fewer than {section.blocks} blocks of {section.block_length}",
-            "lower evaluation.forgetting.blocks, or name a longer text",
+            f"{section.text} has {len(tokens)} tokens, fewer than {section.block_count} blocks of "
+            f"{section.block_length}",
+            "lower evaluation.forgetting.block_count, or name a longer text",
         )
-    return torch.tensor(tokens[:needed]).view(section.blocks, section.block_length)
+    return torch.tensor(tokens[:needed]).view(section.block_count, section.block_length)
 
 
 def _say(error: OSError | UnicodeDecodeError) -> str:
@@ -127,7 +149,7 @@ def _sample_blocks(
     set_seed(0)  # not the run's: all runs of a comparison read the same text
     neutralize(base, ends_of(base, tokenizer))
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    first = torch.full((section.blocks, 1), start, device=base.device)
+    first = torch.full((section.block_count, 1), start, device=base.device)
     return base.generate(  # type: ignore[operator, no-any-return]
         input_ids=first,
         attention_mask=torch.ones_like(first),

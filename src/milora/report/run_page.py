@@ -62,7 +62,7 @@ def write_report(run: RunDirectory, found: Sequence[Scores], how_to_load: str) -
         tasks=tasks,
         warnings=report.warnings,
         forgetting=trained.get(FORGETTING),
-        samples={task: _pair_samples(run, *both) for task, both in tasks.items() if task not in GROUPS},
+        samples={task: _pair_samples(run, *both) for task, both in tasks.items() if task not in (*GROUPS, FORGETTING)},
         loss=draw_loss(training.losses),
         scores=draw_scores(shares) if shares else None,
         spectra=draw_spectra(spectra, _find_components(spectra, report, run.recipe.adapter)),

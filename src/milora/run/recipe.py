@@ -178,10 +178,10 @@ class TrainingSection(Section):
 
 
 class ForgettingSection(Section):
-    """How far predictions move from the base's: on a text file, or on text sampled from the base itself."""
+    """The task `forgetting`: how far predictions move from the base's, on a text file or text sampled from the base."""
 
     text: Place = "sampled"
-    blocks: Annotated[int, Field(ge=0, le=LARGEST)] = 0  # 0: not measured
+    block_count: Positive = 8
     block_length: Annotated[int, Field(ge=2, le=LARGEST)] = 1024  # tokens
 
 

@@ -20,6 +20,7 @@ RENAMED = {
     "adapter.scale": "adapter.weighting",
     "data.prompt": "data.template",
     "evaluation.engine": "evaluation.backend",
+    "evaluation.forgetting.blocks": "evaluation.forgetting.block_count, of the task forgetting in evaluation.tasks",
 }
 
 
