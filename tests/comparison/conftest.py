@@ -20,7 +20,7 @@ def small_comparison(small_recipe: str, tmp_path_factory: pytest.TempPathFactory
 recipe: {small_recipe}
 overrides:
   - training.max_steps=4
-  - evaluation.tasks=[arithmetic,forgetting]
+  - evaluation.tasks=arithmetic,forgetting
   - evaluation.forgetting.block_count=2
   - evaluation.forgetting.block_length=16
 arms:
