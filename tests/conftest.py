@@ -22,9 +22,11 @@ from transformers import (
 
 import milora
 from milora.__main__ import main
-from milora.models.base import load_tokenizer, resolve_model
+from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
+from milora.models.located import resolve_model
 from milora.run.recipe import ModelSection
+from tests.pictures import make_llava, make_qwen_vl
 from tests.served import LlamaServer, serving
 
 # Whatever trains, starts processes, or decomposes large matrices takes seconds; `make check` leaves it out.
@@ -58,6 +60,16 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     load_tokenizer(ModelSection(name=EMBEDDED)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llava(tmp_path_factory.mktemp("llava") / "model", small_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen_vl(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_qwen_vl(tmp_path_factory.mktemp("qwen_vl") / "model", small_model)
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import milora
-from milora.models.base import resolve_model
 from milora.models.embedded import EMBEDDED
 from milora.models.gguf import ARCHITECTURES, write_gguf
+from milora.models.located import resolve_model
 from tests.conftest import add_milora, make_gpt2, make_llama, make_qwen
 from tests.served import read_gguf, serving, write_float_gguf
 

@@ -75,6 +75,11 @@ class Conversation:
         return self.messages[:-1]
 
     @property
+    def images(self) -> tuple[str, ...]:
+        """The paths of all pictures, in order."""
+        return tuple(path for message in self.messages for path in message.images)
+
+    @property
     def question(self) -> str:
         """The text of the last message that is not the answer, without pictures."""
         return self.messages[-2].words
@@ -83,11 +88,6 @@ class Conversation:
     def answer(self) -> str:
         """The text of the last message."""
         return self.messages[-1].text
-
-    @property
-    def images(self) -> tuple[str, ...]:
-        """The paths of all pictures, in order."""
-        return tuple(path for message in self.messages for path in message.images)
 
     def to_row(self) -> dict[str, Any]:
         """Return the conversation as a row of a `datasets.Dataset`; see `from_row`."""

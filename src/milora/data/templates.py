@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from milora.data.conversation import Conversation, Message
-from milora.data.turns import Encoded, encode_turns, find_training_template, render_turns, tokenize_turns
+from milora.data.processor import Pictures
+from milora.data.turns import Encoded, Turns, find_training_template
 from milora.method.errors import MiloraError
 from milora.method.options import TemplateName
 
@@ -53,6 +54,10 @@ class TextTemplate:
 
     def render(self, messages: Sequence[Message]) -> str:
         roles = [message.role for message in messages]
+        if any(message.images for message in messages):
+            raise MiloraError(
+                "a message contains a picture, and this template writes text only", "set data.template=vicuna or chat"
+            )
         if not roles:
             return ""  # a row of plain text, which is trained whole
         if roles != ["user"]:
@@ -97,12 +102,14 @@ def _encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> lis
 class ChatTemplate:
     """A chat template in Jinja: the one that a tokenizer carries, or `jinja`, the text of a named one.
 
-    The mask comes from prefixes, see `encode_turns`. If it cannot be told from the tokenizer's own template, TRL's
-    training form of that is tried. TRL's own mask is not used: it also trains white space around a turn.
+    `pictures` are those of a model that takes some. The mask comes from prefixes, see `Turns.encode`. If it cannot be
+    told from the tokenizer's own template, TRL's training form of that is tried. TRL's own mask is not used: it also
+    trains white space around a turn.
     """
 
     tokenizer: PreTrainedTokenizerBase
     jinja: str | None = None
+    pictures: Pictures | None = None
 
     @property
     def text(self) -> str:
@@ -120,10 +127,10 @@ class ChatTemplate:
         return () if self.jinja else (str(self.tokenizer.decode([self.end_of_turn])),)
 
     def render(self, messages: Sequence[Message]) -> str:
-        return render_turns(self.tokenizer, messages, self.jinja)
+        return self._turns(self.tokenizer, self.jinja).render(messages)
 
     def encode_prompt(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-        return self._begin(tokenizer) + tokenize_turns(tokenizer, messages, self.jinja)
+        return self._begin(tokenizer) + self._turns(tokenizer, self.jinja).tokenize(messages)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
         messages = conversation.messages
@@ -133,13 +140,13 @@ class ChatTemplate:
                 "set data.template=plain, which trains the text whole",
             )
         try:
-            encoded = encode_turns(tokenizer, messages, self.jinja)
+            encoded = self._turns(tokenizer, self.jinja).encode(messages)
         except MiloraError as error:
             training = None if self.jinja else find_training_template(tokenizer, str(tokenizer.chat_template))
             if training is None:
                 raise
             try:
-                encoded = encode_turns(tokenizer, messages, training)
+                encoded = self._turns(tokenizer, training).encode(messages)
             except MiloraError:
                 raise error from None
         begin = self._begin(tokenizer)
@@ -147,6 +154,9 @@ class ChatTemplate:
 
     def encode_all(self, tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[Encoded]:
         return [self.encode(tokenizer, conversation) for conversation in conversations]
+
+    def _turns(self, tokenizer: PreTrainedTokenizerBase, jinja: str | None) -> Turns:
+        return Turns(tokenizer, jinja, self.pictures, lists=self.pictures is not None and self.jinja is None)
 
     def _begin(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The BOS that a tokenizer puts before a text: a tokenizer's own template writes it, a named one does not."""
@@ -199,8 +209,12 @@ def choose_template(name: TemplateName, load_tokenizer: Callable[[], PreTrainedT
     return CHAT if load_tokenizer().chat_template else "plain"
 
 
-def resolve_template(name: TemplateName, load_tokenizer: Callable[[], PreTrainedTokenizerBase]) -> Template:
+def resolve_template(
+    name: TemplateName, load_tokenizer: Callable[[], PreTrainedTokenizerBase], pictures: Pictures | None = None
+) -> Template:
     """Return the template of this name; `chat` is that of the tokenizer, which is loaded unless it is a plain text.
+
+    `pictures` are those of a model that takes some.
 
     Raises:
         MiloraError: the tokenizer has no chat template.
@@ -214,7 +228,7 @@ def resolve_template(name: TemplateName, load_tokenizer: Callable[[], PreTrained
             f"data.template=chat: the tokenizer of {tokenizer.name_or_path} has no chat template",
             f"choose one of {', '.join([*TEMPLATES, *TURNS])}",
         )
-    return ChatTemplate(tokenizer, TURNS.get(name))
+    return ChatTemplate(tokenizer, TURNS.get(name), pictures)
 
 
 def describe_template(name: TemplateName) -> str:

@@ -4,17 +4,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from milora.data.conversation import Message
+from milora.data.conversation import Message, Text
+from milora.data.processor import Pictures
 from milora.method.errors import MiloraError
 
 PRIVATE_USE = range(0xF0000, 0xFFFFE)  # characters without a meaning: they stand for control tokens in rendering
 Shared = TypeVar("Shared", str, list[int])
 OTHER_TEMPLATE = "use other rows, or a named template such as data.template=tulu"
+TAKES_PICTURES = "use a model such as llava-hf/llava-1.5-7b-hf, or rows without pictures"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,59 +27,129 @@ class Encoded:
     trained: list[bool]
 
 
-def render_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], jinja: str | None = None) -> str:
-    """Return the prompt: the messages, up to where the assistant's next answer starts.
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How messages become text: the tokenizer's own template, or the named one `jinja`; and the model's pictures.
 
-    `jinja` is the template, None: the tokenizer's own.
+    `pictures` is None if the model takes text only. With `lists` the template is given the parts of a message, as the
+    templates of models with pictures read them. Without, the pictures of a turn are in front of its text, each on a
+    line of its own, as LLaVA is trained.
     """
-    return _render(tokenizer, _as_dicts(messages), jinja, prompt=True)
 
+    tokenizer: PreTrainedTokenizerBase
+    jinja: str | None = None
+    pictures: Pictures | None = None
+    lists: bool = False
 
-def tokenize_turns(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], jinja: str | None = None
-) -> list[int]:
-    """Return the prompt as tokens; a control token's text inside a message is tokenized as the ordinary text it is."""
-    dicts, texts = _neutralize(tokenizer, _as_dicts(messages))
-    return _tokenize(tokenizer, _render(tokenizer, dicts, jinja, prompt=True), texts)
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the prompt: the messages, up to where the assistant's next answer starts."""
+        return self._render(messages, prompt=True)
 
+    def tokenize(self, messages: Sequence[Message]) -> list[int]:
+        """Return the prompt as tokens; a control token's text inside a message is tokenized as ordinary text."""
+        messages, texts = self._neutralize(messages)
+        return self._tokenize(self._render(messages, prompt=True), texts, messages)
 
-def encode_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], jinja: str | None = None) -> Encoded:
-    """Return the messages as tokens, and which of them are trained.
+    def encode(self, messages: Sequence[Message]) -> Encoded:
+        """Return the messages as tokens, and which of them are trained.
 
-    The whole conversation must begin with the prompt of each answer, in text and in tokens. The answer ends where the
-    whole conversation and the one that ends on it stop being alike, or before: after its control token.
+        The whole conversation must begin with the prompt of each answer, in text and in tokens. The answer ends where
+        the whole conversation and the one that ends on it stop being alike, or before: after its control token.
 
-    Raises:
-        MiloraError: the template refuses the messages or leaves out a part of one, or what is trained cannot be told
-            from what is not.
-    """
-    dicts, texts = _neutralize(tokenizer, _as_dicts(messages))
-    whole = _render(tokenizer, dicts, jinja)
-    _check_order(dicts, whole)
-    ids = _tokenize(tokenizer, whole, texts)
-    trained = [False] * len(ids)
-    for index, entry in enumerate(dicts):
-        if entry["role"] != "assistant":
-            continue
-        before = _render(tokenizer, dicts[:index], jinja, prompt=True)
-        through = whole if entry is dicts[-1] else _render(tokenizer, dicts[: index + 1], jinja)
-        if not whole.startswith(before):
-            raise MiloraError(
-                "the model's chat template rewrites earlier turns of a conversation, or begins an answer otherwise in "
-                "a prompt (with a thought, say), so that a prompt is not what was trained",
-                OTHER_TEMPLATE,
+        Raises:
+            MiloraError: the template refuses the messages or leaves out a part of one, or what is trained cannot be
+                told from what is not.
+        """
+        messages, texts = self._neutralize(messages)
+        whole = self._render(messages)
+        _check_order(messages, whole)
+        ids = self._tokenize(whole, texts, messages)
+        trained = [False] * len(ids)
+        for index, entry in enumerate(messages):
+            if entry.role != "assistant":
+                continue
+            before = self._render(messages[:index], prompt=True)
+            through = whole if entry is messages[-1] else self._render(messages[: index + 1])
+            if not whole.startswith(before):
+                raise MiloraError(
+                    "the model's chat template rewrites earlier turns of a conversation, or begins an answer otherwise "
+                    "in a prompt (with a thought, say), so that a prompt is not what was trained",
+                    OTHER_TEMPLATE,
+                )
+            _check_order([entry], _common(whole, through)[len(before) :])
+            start = self._tokenize(before, texts, messages[:index])
+            if ids[: len(start)] != start:
+                raise MiloraError(
+                    f"the tokenizer joins {before[-10:]!r} at the end of a prompt with the answer that follows",
+                    OTHER_TEMPLATE,
+                )
+            alike = ids if through == whole else _common(ids, self._tokenize(through, texts, messages[: index + 1]))
+            end = _end_of_turn(self.tokenizer, ids, len(start), len(alike))
+            trained[len(start) : end] = [True] * (end - len(start))
+        return Encoded(ids, trained)
+
+    def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        dicts: list[Any] = [{"role": message.role, "content": self._content(message)} for message in messages]
+        try:
+            rendered = str(
+                self.tokenizer.apply_chat_template(
+                    dicts, chat_template=self.jinja, tokenize=False, add_generation_prompt=prompt
+                )
             )
-        _check_order([entry], _common(whole, through)[len(before) :])
-        start = _tokenize(tokenizer, before, texts)
-        if ids[: len(start)] != start:
+        except TemplateError as error:  # templates refuse some orders of roles, and some refuse system messages
+            roles = ", ".join(message.role for message in messages)
             raise MiloraError(
-                f"the tokenizer joins {before[-10:]!r} at the end of a prompt with the answer that follows",
-                OTHER_TEMPLATE,
-            )
-        alike = ids if through == whole else _common(ids, _tokenize(tokenizer, through, texts))
-        end = _end_of_turn(tokenizer, ids, len(start), len(alike))
-        trained[len(start) : end] = [True] * (end - len(start))
-    return Encoded(ids, trained)
+                f"the model's chat template refuses a conversation of {roles}: {error}", OTHER_TEMPLATE
+            ) from error
+        return rendered
+
+    def _content(self, message: Message) -> str | list[dict[str, str]]:
+        if message.images and self.pictures is None:
+            raise MiloraError("a message contains a picture, and the model takes text only", TAKES_PICTURES)
+        if self.lists:
+            return [
+                {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"}
+                for part in message.parts
+            ]
+        marks = f"{self.pictures.placeholder}\n" * len(message.images) if message.images and self.pictures else ""
+        return marks + message.words
+
+    def _neutralize(self, messages: Sequence[Message]) -> tuple[Sequence[Message], dict[str, str]]:
+        """Put a character of private use in the place of each control token's text inside a message.
+
+        Returns the messages, and what each character stands for; it is empty if no message has such a text.
+        """
+        control = _control_texts(self.tokenizer)
+        if self.pictures and _images(messages):
+            control = sorted({*control, self.pictures.placeholder}, key=_longest_first)
+        used = "".join(message.words for message in messages)
+        if not any(text in used for text in control):
+            return messages, {}
+        free = (chr(code) for code in PRIVATE_USE if chr(code) not in used)
+        places = dict(zip(control, free, strict=False))
+        for text, place in places.items():
+            messages = [_replace(message, text, place) for message in messages]
+        return messages, {place: text for text, place in places.items()}
+
+    def _tokenize(self, rendered: str, texts: dict[str, str], messages: Sequence[Message]) -> list[int]:
+        """Return the tokens of rendered messages, whose control tokens' texts `texts` stands for."""
+        images = _images(messages)
+        if images and self.pictures:
+            first, *rest = rendered.split(self.pictures.placeholder)
+            if len(rest) != len(images):
+                raise MiloraError(
+                    f"the chat template puts {len(rest)} of the {len(images)} pictures of a conversation into the text",
+                    "set data.template=vicuna, which puts in each",
+                )
+            rendered = "".join([first, *(map("".join, zip(map(self.pictures.expand, images), rest, strict=True)))])
+        if not texts:
+            ids: list[int] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+            return ids
+        ids = []
+        for piece in re.split(f"([{''.join(texts)}])", rendered):
+            options = {"split_special_tokens": True} if piece in texts else {}
+            ids += self.tokenizer(texts.get(piece, piece), add_special_tokens=False, **options)["input_ids"]
+        return ids
 
 
 @lru_cache(maxsize=4)
@@ -91,53 +163,6 @@ def find_training_template(tokenizer: PreTrainedTokenizerBase, _: str) -> str | 
         return None
 
 
-def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.text} for message in messages]
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, dicts: list[dict[str, str]], jinja: str | None, *, prompt: bool = False
-) -> str:
-    try:
-        return str(
-            tokenizer.apply_chat_template(dicts, chat_template=jinja, tokenize=False, add_generation_prompt=prompt)
-        )
-    except TemplateError as error:  # templates refuse some orders of roles, and some refuse system messages
-        roles = ", ".join(entry["role"] for entry in dicts)
-        raise MiloraError(
-            f"the model's chat template refuses a conversation of {roles}: {error}", OTHER_TEMPLATE
-        ) from error
-
-
-def _neutralize(
-    tokenizer: PreTrainedTokenizerBase, dicts: list[dict[str, str]]
-) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """Put a character of private use in the place of each control token's text inside a message.
-
-    Returns the messages, and what each character stands for; it is empty if no message has such a text.
-    """
-    control = _control_texts(tokenizer)
-    used = "".join(entry["content"] for entry in dicts)
-    if not any(text in used for text in control):
-        return dicts, {}
-    free = (chr(code) for code in PRIVATE_USE if chr(code) not in used)
-    places = dict(zip(control, free, strict=False))
-    for text in control:
-        dicts = [{**entry, "content": entry["content"].replace(text, places[text])} for entry in dicts]
-    return dicts, {place: text for text, place in places.items()}
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase, rendered: str, texts: dict[str, str]) -> list[int]:
-    if not texts:
-        ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        return ids
-    ids = []
-    for piece in re.split(f"([{''.join(texts)}])", rendered):
-        options = {"split_special_tokens": True} if piece in texts else {}
-        ids += tokenizer(texts.get(piece, piece), add_special_tokens=False, **options)["input_ids"]
-    return ids
-
-
 def _common(first: Shared, second: Shared) -> Shared:
     """What both begin with."""
     if first[: len(second)] == second:
@@ -149,22 +174,36 @@ def _common(first: Shared, second: Shared) -> Shared:
 def _control_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The texts of the tokenizer's control tokens, longest first, so that none hides a longer one."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return sorted({*tokenizer.all_special_tokens, *added}, key=lambda text: (-len(text), text))
+    return sorted({*tokenizer.all_special_tokens, *added}, key=_longest_first)
 
 
-def _check_order(dicts: list[dict[str, str]], rendered: str) -> None:
+def _longest_first(text: str) -> tuple[int, str]:
+    return -len(text), text
+
+
+def _images(messages: Sequence[Message]) -> list[str]:
+    return [path for message in messages for path in message.images]
+
+
+def _replace(message: Message, text: str, place: str) -> Message:
+    parts = [Text(part.text.replace(text, place)) if isinstance(part, Text) else part for part in message.parts]
+    return Message(message.role, tuple(parts))
+
+
+def _check_order(messages: Sequence[Message], rendered: str) -> None:
     """Raise unless the messages are in the text, one after the other. Templates may change white space."""
     text, place = "".join(rendered.split()), 0
-    for entry in dicts:
-        wanted = "".join(entry["content"].split())
-        place = text.find(wanted, place)
-        if place < 0:
-            raise MiloraError(
-                f"the model's chat template leaves out or rewrites a part of a message of the {entry['role']}: "
-                f"{entry['content'][:60]!r}",
-                OTHER_TEMPLATE,
-            )
-        place += len(wanted)
+    for message in messages:
+        for part in message.parts:
+            wanted = "".join(part.text.split()) if isinstance(part, Text) else ""
+            place = text.find(wanted, place)
+            if place < 0:
+                raise MiloraError(
+                    f"the model's chat template leaves out or rewrites a part of a message of the {message.role}: "
+                    f"{message.words[:60]!r}",
+                    OTHER_TEMPLATE,
+                )
+            place += len(wanted)
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int, end: int) -> int:

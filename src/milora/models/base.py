@@ -1,6 +1,5 @@
-"""Base models as recipes name them: a hub name, a local folder, or the embedded one; and adapters put on them."""
+"""Base models as recipes name them, with their tokenizers; and adapters put on them."""
 
-import difflib
 import importlib.util
 import os
 import warnings
@@ -8,36 +7,31 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from milora.method.disk.conversion import is_residual_model
-from milora.method.disk.shards import COMPANIONS
 from milora.method.errors import MiloraError
 from milora.method.loading import load_milora
 from milora.method.options import Form
 from milora.method.variant.config import is_saved_milora
-from milora.models.card import LOCAL
-from milora.models.embedded import EMBEDDED, convert_once, locate_embedded_model
-from milora.models.failures import NAME_A_MODEL, loading, one_line, unavailable
-from milora.run.paths import looks_local
+from milora.models.failures import loading, one_line
+from milora.models.located import load_config, resolve_model
+from milora.models.vision import takes_pictures
 from milora.run.recipe import ModelSection
 
 
 def load_model(section: ModelSection) -> PreTrainedModel:
-    """Load a causal language model in the section's dtype, quantized as it says.
+    """Load a causal language model, with or without a vision tower, in the section's dtype, quantized as it says.
 
     Raises:
         MiloraError: the model does not exist, is not a causal language model, or lacks a weight, which transformers
@@ -46,7 +40,7 @@ def load_model(section: ModelSection) -> PreTrainedModel:
     name = resolve_model(section.name)
     options = _quantize(section)
     with loading(section.name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = _kind(section).from_pretrained(
             name,
             revision=section.revision,
             dtype=getattr(torch, section.dtype),
@@ -65,6 +59,10 @@ def load_model(section: ModelSection) -> PreTrainedModel:
             # no gradient passes through them.
             part.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model
+
+
+def _kind(section: ModelSection) -> Any:
+    return AutoModelForImageTextToText if takes_pictures(section) else AutoModelForCausalLM
 
 
 def _check_whole(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
@@ -237,68 +235,5 @@ def load_skeleton(section: ModelSection) -> PreTrainedModel:
     """Build the model from its config alone, its weights on the meta device: names and shapes, no values."""
     config = load_config(section)
     with loading(section.name), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = _kind(section).from_config(config)
     return model
-
-
-def load_config(section: ModelSection) -> PreTrainedConfig:
-    """Return the model's config, as `load_model` reads it."""
-    name = resolve_model(section.name)
-    with loading(section.name):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            name, revision=section.revision, trust_remote_code=section.trust_remote_code
-        )
-    return config
-
-
-def locate_checkpoint(section: ModelSection) -> Path:
-    """Return the folder of a model's safetensors, config and tokenizer, downloaded first if it is on the hub.
-
-    Raises:
-        MiloraError: the model does not exist.
-    """
-    name = resolve_model(section.name)
-    if Path(name).is_dir():
-        return Path(name)
-    with loading(section.name):
-        # Some repositories contain their weights a second time under these names.
-        folder = snapshot_download(
-            name,
-            revision=section.revision,
-            allow_patterns=["*.safetensors", *COMPANIONS],
-            ignore_patterns=["*/*", "consolidated*"],
-        )
-    return Path(folder)
-
-
-def resolve_model(name: str) -> str:
-    """Return what transformers loads: the name itself, or the folder that the embedded model or a GGUF file became.
-
-    Raises:
-        MiloraError: a folder that does not exist, or that contains a residual model; or an exported adapter's name of
-            a local folder.
-    """
-    if name == EMBEDDED:
-        return str(locate_embedded_model())
-    if name.startswith(LOCAL):
-        raise MiloraError(
-            f"the base is a local folder called {name.removeprefix(LOCAL)}, and the adapter does not say where it is",
-            "write its path into base_model_name_or_path of the adapter's adapter_config.json",
-        )
-    folder = Path(name)
-    if folder.suffix.lower() == ".gguf" and folder.is_file():
-        with loading(name):
-            return str(convert_once(folder))
-    if not folder.is_dir() and (looks_local(name) or folder.suffix.lower() == ".gguf"):
-        here = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        near = difflib.get_close_matches(folder.name, here, n=1)
-        # The hub is not asked.
-        raise unavailable(name, "the folder does not exist", f"did you mean {near[0]}?" if near else NAME_A_MODEL)
-    with loading(name):
-        is_residual = is_residual_model(folder)
-    if is_residual:
-        raise MiloraError(
-            f"{name} is a residual model, W − s·B₀A₀, which means nothing without its adapter",
-            "name the model that it was made from; milora export --initial converts an adapter trained on it",
-        )
-    return name

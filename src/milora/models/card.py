@@ -23,7 +23,7 @@ def say_how_to_load(model: ModelSection, form: Export, folder: str) -> str:
         return "\n".join([*imports, f"model = AutoModelForCausalLM.from_pretrained({folder!r})"])
     base = f"AutoModelForCausalLM.from_pretrained({', '.join(_arguments(model))})"
     if model.name == EMBEDDED:
-        imports.append("from milora.models.base import resolve_model")
+        imports.append("from milora.models.located import resolve_model")
     return "\n".join(["from peft import PeftModel", *imports, f"model = PeftModel.from_pretrained({base}, {folder!r})"])
 
 

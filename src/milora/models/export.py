@@ -13,9 +13,10 @@ from milora.method.export import save_milora_as_lora, save_residual_pair
 from milora.method.files import read_json
 from milora.method.loading import load_milora
 from milora.method.options import Export
-from milora.models.base import attach_adapter, load_config, load_model, load_tokenizer
+from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.models.card import describe_lora
 from milora.models.gguf import find_architecture, write_gguf
+from milora.models.located import load_config
 from milora.run.directory import RunDirectory, locate_export
 from milora.run.recipe import ModelSection, Recipe
 

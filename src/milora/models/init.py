@@ -5,7 +5,8 @@ from pathlib import Path
 from milora.method.disk.start import initialize_checkpoint
 from milora.method.errors import MiloraError
 from milora.method.factors import Choice
-from milora.models.base import load_skeleton, locate_checkpoint
+from milora.models.base import load_skeleton
+from milora.models.located import locate_checkpoint
 from milora.models.methods import make_config, put_adapter
 from milora.models.targets import check_targets
 from milora.run.directory import locked
