@@ -12,6 +12,7 @@ from milora.data.arithmetic import write_problems
 from milora.data.conversation import Conversation
 from milora.data.files import FORMATS, find_files, format_of, read_rows
 from milora.data.formats import BadRowError, describe, read_conversations
+from milora.data.picture_sets import PICTURE_SETS, read_picture_set
 from milora.data.sets import NAMED_SETS, Split
 from milora.method.errors import MiloraError
 from milora.method.options import OnBadRow
@@ -46,13 +47,15 @@ class Reader:
 
 
 def load_rows(name: str, split: Split, data_dir: str | None) -> list[Conversation]:
-    """Return a split of the embedded or a named set, from files under `data_dir` or from its published place.
+    """Return a split of the embedded, a named or a picture set, from files under `data_dir` or its published place.
 
     Raises:
         MiloraError: the set does not have the split, its file does not exist, or its rows have another form.
     """
     if name == EMBEDDED:
         return write_problems(split, EMBEDDED_ROWS[split])
+    if name in PICTURE_SETS:
+        return read_picture_set(name, data_dir)
     return list(_read_split(name, split, data_dir, Reader()))
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from milora.data.picture_sets import PICTURE_SETS, find_picture_files, identify_pictures
 from milora.data.published import candidates
 from milora.data.rows import find_file
 from milora.data.sets import NAMED_SETS
@@ -107,7 +108,12 @@ def _describe_judge(section: JudgeSection) -> str:
 
 def _hash_rows(benchmark: Benchmark, data_dir: str | None) -> str | None:
     """The digests of the rows' file and of what is read beside it, None if they are embedded or published elsewhere."""
-    if data_dir is None or benchmark.name not in NAMED_SETS:
+    if data_dir is None:
+        return None
+    if benchmark.name in PICTURE_SETS:
+        digests = [*map(hash_local, find_picture_files(benchmark.name, data_dir))]
+        return " ".join([*digests, identify_pictures(benchmark.name, data_dir)])
+    if benchmark.name not in NAMED_SETS:
         return None
     beside = [path for file in benchmark.files for path in candidates(file, data_dir) if path.is_file()]
     return " ".join(map(hash_local, [find_file(benchmark.name, "test", data_dir), *beside]))

@@ -27,6 +27,7 @@ from milora.evaluation.scores import (
     write_scores,
 )
 from milora.evaluation.target import Target
+from milora.method.files import write_bytes
 from milora.models.base import context_length
 from milora.run.directory import ScoreFolder, locked
 from milora.run.environment import describe_environment
@@ -200,7 +201,7 @@ def _score_benchmark(
         settings=settings,
         environment=describe_environment(),
         unit=benchmark.unit,
-        differ=sum(len({grade.score for grade in sample.grades.values()}) > 1 for sample in samples)
+        differ=sum(len({grade.score for grade in sample.grades.values()} - {None}) > 1 for sample in samples)
         if benchmark.grade
         else None,
         no_answer=sum(grade.answer is None for grade in headline),
@@ -211,6 +212,10 @@ def _score_benchmark(
         cost=_measure_cost(completed, tokenizer),
         confinement=describe_confinement() if benchmark.runs_code else None,
     )
+    if benchmark.upload is not None:
+        file = folder.upload(benchmark.upload_ending)
+        write_bytes(file, benchmark.upload(samples, rows, data_dir))
+        print(f"{benchmark.name}: {file} is what its server takes", file=sys.stderr)
     write_scores(folder, scores, samples)
 
 

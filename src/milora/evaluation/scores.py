@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic_core import to_jsonable_python
 
 from milora.evaluation.graders.grade import Grade
-from milora.evaluation.intervals import Ends, interval_of, interval_of_average
+from milora.evaluation.intervals import Ends, interval_of, interval_of_average, wilson
 from milora.method.errors import MiloraError
 from milora.method.files import format_json, write_text
 from milora.run.directory import ScoreFolder, adapter_of
@@ -120,6 +120,21 @@ def measure_grades(samples: Sequence[Sample]) -> dict[str, Metric]:
     return {name: measure(scores_of(samples, name)) for name in samples[0].grades}
 
 
+def measure_ratio(pairs: Sequence[tuple[float, float]]) -> Metric:
+    """Return R = Σx/Σn over samples that each have x of n, where 0 ≤ x ≤ n.
+
+    The parts of a sample are not independent: s² = k/(k − 1) Σ(x − Rn)²/(Σn)² over k samples, and Wilson's interval is
+    that of R(1 − R)/s² independent ones.
+    """
+    count, samples = sum(n for _, n in pairs), len(pairs)
+    share = sum(x for x, _ in pairs) / count
+    if samples == 1:
+        return Metric(share, None)
+    squares = sum((x - share * n) ** 2 for x, n in pairs)
+    error = (samples / (samples - 1) * squares) ** 0.5 / count
+    return Metric(share, error, wilson(share, share * (1 - share) / error**2 if error else samples))
+
+
 def scores_of(samples: Sequence[Sample], grader: str) -> list[float]:
     """Return a grader's scores of the samples that it did not exclude.
 
@@ -131,30 +146,36 @@ def scores_of(samples: Sequence[Sample], grader: str) -> list[float]:
     if not scores:
         raise MiloraError(
             f"none of {len(grades)} samples could be judged ({grades[0].reason}): there is no {grader} to report",
-            "use another judge, or another setting of evaluation.judge",
+            "score more rows (evaluation.limit), or use another judge (evaluation.judge)",
         )
     return scores
 
 
+def average_metrics(metrics: Sequence[Metric]) -> Metric:
+    """Return the unweighted mean; errors of independent metrics add in squares."""
+    errors = [metric.standard_error for metric in metrics]
+    known = [error for error in errors if error is not None]
+    error = sum(error**2 for error in known) ** 0.5 / len(errors) if len(known) == len(errors) else None
+    values, ends = [metric.value for metric in metrics], [metric.interval for metric in metrics if metric.interval]
+    interval = interval_of_average(values, ends) if len(ends) == len(values) else None
+    return Metric(fmean(values), error, interval, metrics[0].unit)
+
+
 def average(name: str, parts: Sequence[Scores]) -> Scores:
-    """Return the unweighted mean over tasks, as in the paper's table 1; errors of independent tasks add in squares."""
+    """Return the unweighted mean over tasks, as in the paper's tables 1 and 4.
 
-    def mean(metrics: list[Metric]) -> Metric:
-        errors = [metric.standard_error for metric in metrics]
-        known = [error for error in errors if error is not None]
-        error = sum(error**2 for error in known) ** 0.5 / len(errors) if len(known) == len(errors) else None
-        values, ends = [metric.value for metric in metrics], [metric.interval for metric in metrics if metric.interval]
-        interval = interval_of_average(values, ends) if len(ends) == len(values) else None
-        return Metric(fmean(values), error, interval, metrics[0].unit)
-
+    The headline is the mean of their headlines, named as theirs, or `average` if their names differ.
+    """
     first = parts[0]
+    primary = first.primary if all(part.primary == first.primary for part in parts) else "average"
     shared = [metric for metric in first.metrics if all(metric in part.metrics for part in parts)]
+    metrics = {primary: average_metrics([part.headline for part in parts])}
     return Scores(
         task=name,
         who=first.who,
         count=sum(part.count for part in parts),
-        primary=first.primary,
-        metrics={metric: mean([part.metrics[metric] for part in parts]) for metric in shared},
+        primary=primary,
+        metrics=metrics | {metric: average_metrics([part.metrics[metric] for part in parts]) for metric in shared},
         settings=first.settings,
         environment=first.environment,
         differ=sum(part.differ or 0 for part in parts),

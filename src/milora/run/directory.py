@@ -127,6 +127,10 @@ class ScoreFolder(RecordFolder):
         """Verdicts as AlpacaEval writes them."""
         return self.path / "annotations.json"
 
+    def upload(self, ending: str) -> Path:
+        """Completions as a benchmark's server takes them."""
+        return self.path / f"upload{ending}"
+
     def forget(self) -> None:
         """Delete the scores first, which say that all is there, and then what they were made of."""
         for file in (self.path / FILES["Scores"], self.samples, *self.all_completions()):

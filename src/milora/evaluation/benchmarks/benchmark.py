@@ -14,6 +14,7 @@ from milora.evaluation.scores import Metric, Sample, Unit, measure_grades
 Grader = Callable[[str, str], Grade]
 Grades = dict[str, list[Grade]]  # by grader, one for each completion
 Summarize = Callable[[Sequence[Sample], Sequence[Conversation], str | None], dict[str, Metric]]
+Upload = Callable[[Sequence[Sample], Sequence[Conversation], str | None], bytes]
 HEADLINE = "corrected"  # the grader that never counts a wrong answer right; beside it, the paper's `official`
 GRADING_SECONDS = 10.0  # for graders that compute: per completion
 
@@ -33,7 +34,8 @@ class Benchmark:
     unless what grading needs can be read. `version` changes whenever prompt, decoding, or grading do.
 
     `summarize` makes metrics, of which `primary` is the headline, from samples and their rows; the files that it and
-    the grading read beside the rows are `files` of `data_dir`.
+    the grading read beside the rows are `files` of `data_dir`. `upload` makes what a benchmark's server takes, a file
+    that ends in `upload_ending`.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Benchmark:
     stops: tuple[str, ...] = ()
     beams: int = 1
     runs_code: bool = False
+    upload: Upload | None = None
+    upload_ending: str = ".json"
 
     def load(self, data_dir: str | None, limit: int | None = None) -> list[Conversation]:
         """Return the rows, once it is known that they can be graded."""
