@@ -20,7 +20,7 @@ from milora.method.files import write_json
 from milora.models.base import load_model
 from milora.models.embedded import EMBEDDED
 from milora.run.environment import describe_environment
-from milora.run.recipe import ModelSection
+from milora.run.sections import ModelSection
 
 RANK = 16
 

@@ -39,7 +39,7 @@ def load_rows(name: str, data: str, count: int) -> tuple[Any, Any, Any]:
     from milora.data.training_rows import load_training_rows
     from milora.models.base import load_tokenizer
     from milora.models.embedded import EMBEDDED
-    from milora.run.recipe import DataSection, ModelSection
+    from milora.run.sections import DataSection, ModelSection
 
     template, loss_on = SETS[name]
     files = [f"{data}/commonsense/{part}/train.json" for part in PARTS]
@@ -65,7 +65,7 @@ def make_trainer(contender: str, rows: Any, report: Any, tokenizer: Any, batch: 
     import milora
     from milora.models.base import load_model
     from milora.models.embedded import EMBEDDED
-    from milora.run.recipe import ModelSection
+    from milora.run.sections import ModelSection
     from milora.training.attention import choose_layout
     from milora.training.prepare import Preparation
     from milora.training.rows import Rows

@@ -25,7 +25,7 @@ from milora.__main__ import main
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
 from milora.models.located import resolve_model
-from milora.run.recipe import ModelSection
+from milora.run.sections import ModelSection
 from tests.pictures import make_llava, make_qwen_vl
 from tests.served import LlamaServer, serving
 

@@ -23,7 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from milora import MiloraError
 from milora.data.training_rows import load_training_rows
 from milora.models.base import load_model, load_skeleton, load_tokenizer
-from milora.run.recipe import RECIPES, DataSection, ModelSection, Recipe, load_recipe, read_recipe, resolve_recipe
+from milora.run.recipe import RECIPES, Recipe, load_recipe, read_recipe, resolve_recipe
+from milora.run.sections import DataSection, ModelSection
 from milora.run.settings import Section
 from milora.training.prepare import locate
 

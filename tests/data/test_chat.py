@@ -13,7 +13,7 @@ from milora.data.templates import TEMPLATES, TURNS, ChatTemplate, resolve_templa
 from milora.evaluation.generation.local import LocalBackend
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
-from milora.run.recipe import ModelSection
+from milora.run.sections import ModelSection
 
 SYSTEM = ("system", "You answer in one word.")
 ONE = [("user", "What is 1 + 1?"), ("assistant", "Two.")]

@@ -8,7 +8,8 @@ import pytest
 from milora import MiloraError
 from milora.data.conversation import Conversation
 from milora.data.training_rows import load_training_rows
-from milora.run.recipe import DataSection, load_recipe
+from milora.run.recipe import load_recipe
+from milora.run.sections import DataSection
 from milora.training.prepare import locate
 
 

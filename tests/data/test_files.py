@@ -11,7 +11,7 @@ from milora import MiloraError
 from milora.data.conversation import Conversation
 from milora.data.rows import list_files
 from milora.data.training_rows import load_training_rows
-from milora.run.recipe import DataSection
+from milora.run.sections import DataSection
 
 ROWS = [{"question": "007", "answer": "NA"}, {"question": 'a, "b"\tc', "answer": "two\nlines"}]
 TURNS = [tuple(row.values()) for row in ROWS]

@@ -13,7 +13,7 @@ from milora.data.templates import TEMPLATES, resolve_template
 from milora.data.training_rows import load_training_rows
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
-from milora.run.recipe import DataSection, ModelSection
+from milora.run.sections import DataSection, ModelSection
 
 S, U, A = "system", "user", "assistant"
 QA = [(U, "q"), (A, "a")]

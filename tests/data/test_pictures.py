@@ -15,7 +15,7 @@ from milora.data.templates import resolve_template
 from milora.method.errors import MiloraError
 from milora.models.base import load_model, load_tokenizer
 from milora.models.vision import load_processor, takes_pictures
-from milora.run.recipe import ModelSection
+from milora.run.sections import ModelSection
 from tests.pictures import draw
 
 

@@ -13,7 +13,7 @@ from milora.data.conversation import Conversation
 from milora.data.rows import CONVERSATIONS_FILE, list_files, load_rows
 from milora.data.sets import COMMONSENSE
 from milora.data.training_rows import load_training_rows
-from milora.run.recipe import DataSection
+from milora.run.sections import DataSection
 
 ROWS = [{"q": f"what is {i}?", "a": f"it is {i}", "extra": i} for i in range(10)]
 

@@ -18,7 +18,7 @@ from milora.data.conversation import Conversation, Message, Text
 from milora.data.templates import ChatTemplate
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
-from milora.run.recipe import ModelSection
+from milora.run.sections import ModelSection
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training"))

@@ -10,7 +10,7 @@ from milora.data.templates import TEMPLATES, TextTemplate, resolve_template
 from milora.data.tokens import IGNORED, count_tokens, tokenize_rows
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
-from milora.run.recipe import ModelSection
+from milora.run.sections import ModelSection
 
 ROW = Conversation.of_turn("What is 1 + 1?", "2. The answer is: 2")
 

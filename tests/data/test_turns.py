@@ -7,7 +7,7 @@ from milora.data.conversation import Conversation, Message, Text
 from milora.data.templates import resolve_template
 from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
-from milora.run.recipe import ModelSection
+from milora.run.sections import ModelSection
 
 TURNS = [
     ("user", " What is 1 + 1?\n"),

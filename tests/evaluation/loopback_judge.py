@@ -10,7 +10,7 @@ from pathlib import Path
 
 from milora.evaluation.judges.judge import Question, ask_all
 from milora.run.directory import ScoreFolder
-from milora.run.recipe import JudgeSection
+from milora.run.judge import JudgeSection
 
 
 class JudgeServer(ThreadingHTTPServer):

@@ -20,7 +20,7 @@ from milora.evaluation.judges.alpaca_files import read_annotations
 from milora.evaluation.judges.judge import Answer, Judge, Question
 from milora.evaluation.scores import Sample
 from milora.run.directory import ScoreFolder
-from milora.run.recipe import JudgeSection
+from milora.run.judge import JudgeSection
 
 PUBLISHED = [
     # benchmark, annotations, win rate and its standard error, length-controlled win rate

@@ -26,7 +26,7 @@ from milora.evaluation.scores import Scores, read_samples
 from milora.evaluation.target import Target, resolve_target
 from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.models.embedded import EMBEDDED
-from milora.run.recipe import EvaluationSection, ModelSection
+from milora.run.sections import EvaluationSection, ModelSection
 from tests.conftest import drift, logits_of, make_llama
 
 FEW = EvaluationSection(tasks=["arithmetic"], limit=6, max_new_tokens=8, batch_size=2)

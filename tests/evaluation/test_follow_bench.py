@@ -17,7 +17,7 @@ from milora.evaluation.judges.follow_bench import KINDS, read_verdicts, write_pr
 from milora.evaluation.judges.judge import Answer, Judge, Question
 from milora.evaluation.scores import Sample, format_metric
 from milora.run.directory import ScoreFolder
-from milora.run.recipe import JudgeSection
+from milora.run.judge import JudgeSection
 
 WORDS_21 = " ".join(["word"] * 21)
 TARGETS = {

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from milora.evaluation.evaluate import evaluate
 from milora.evaluation.target import resolve_target
 from milora.models.base import load_tokenizer
-from milora.run.recipe import EvaluationSection, ModelSection
+from milora.run.sections import EvaluationSection, ModelSection
 from tests.conftest import train_briefly
 
 TEXT = "The ends of a spectrum are not alike: the first components are large, the last ones small. " * 4

@@ -11,7 +11,8 @@ from milora.evaluation.check import check_evaluation
 from milora.evaluation.evaluate import evaluate, locate_samples
 from milora.evaluation.scores import read_samples
 from milora.evaluation.target import Target, resolve_target
-from milora.run.recipe import EvaluationSection, load_recipe
+from milora.run.recipe import load_recipe
+from milora.run.sections import EvaluationSection
 
 ROWS = [
     {"text": "2 + 2 =", "choices": [" 4", " 5"], "gold": 0, "answer": " 4"},

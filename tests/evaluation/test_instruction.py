@@ -11,7 +11,7 @@ from milora.evaluation.generation.local import LocalBackend
 from milora.evaluation.posing import choose_prompt
 from milora.evaluation.scores import format_table, read_samples
 from milora.evaluation.target import Target, resolve_target
-from milora.run.recipe import EvaluationSection
+from milora.run.sections import EvaluationSection
 from tests.evaluation.loopback_judge import JudgeServer, run
 from tests.evaluation.test_ifeval import needs_sentences
 

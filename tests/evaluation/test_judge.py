@@ -11,7 +11,9 @@ from milora import MiloraError
 from milora.evaluation.judges.cost import check_judge, estimate_cost
 from milora.evaluation.judges.judge import Question, ask_all
 from milora.run.directory import ScoreFolder
-from milora.run.recipe import EvaluationSection, JudgeSection, with_overrides
+from milora.run.judge import JudgeSection
+from milora.run.recipe import with_overrides
+from milora.run.sections import EvaluationSection
 from tests.evaluation.loopback_judge import JudgeServer, ask, run
 from tests.process import CONTEXT
 

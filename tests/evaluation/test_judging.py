@@ -9,7 +9,7 @@ from milora import MiloraError
 from milora.evaluation.evaluate import evaluate, locate_samples
 from milora.evaluation.scores import Scores, format_table, read_samples
 from milora.evaluation.target import resolve_target
-from milora.run.recipe import EvaluationSection
+from milora.run.sections import EvaluationSection
 from tests.evaluation.loopback_judge import JudgeServer, run
 
 RANKING = "[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]"

@@ -17,7 +17,7 @@ from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED, GGUF_FILE
 from milora.run.directory import ScoreFolder
 from milora.run.judge import JudgeSection
-from milora.run.recipe import EvaluationSection, ModelSection
+from milora.run.sections import EvaluationSection, ModelSection
 from tests.served import CONTEXT
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

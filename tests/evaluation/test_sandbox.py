@@ -18,7 +18,7 @@ from milora.evaluation.evaluate import evaluate
 from milora.evaluation.sandbox import programs
 from milora.evaluation.sandbox.programs import run_program, run_programs
 from milora.evaluation.target import Target, resolve_target
-from milora.run.recipe import EvaluationSection
+from milora.run.sections import EvaluationSection
 
 HOSTILE = {
     "endless loop": "import time\nend = time.time() + 30\nwhile time.time() < end: pass",

@@ -18,7 +18,7 @@ from milora.evaluation.generation.server import ServerBackend
 from milora.evaluation.scores import format_table, read_samples
 from milora.evaluation.target import resolve_target
 from milora.run.directory import ScoreFolder
-from milora.run.recipe import EvaluationSection
+from milora.run.sections import EvaluationSection
 
 DECODING = Decoding(max_new_tokens=7, stops=("stop",))
 LLAMA = {"owned_by": "llamacpp", "meta": {"n_params": 134515008, "size": 91700000}}

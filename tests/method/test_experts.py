@@ -29,7 +29,7 @@ from milora.method.export import replace_by_lora
 from milora.method.factors import Choice
 from milora.models.methods import add_adapter
 from milora.models.targets import check_targets
-from milora.run.recipe import AdapterSection, ModelSection
+from milora.run.sections import AdapterSection, ModelSection
 from tests.architectures import ARCHITECTURES
 from tests.conftest import drift
 

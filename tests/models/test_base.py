@@ -15,7 +15,8 @@ from milora import MiloraError
 from milora.evaluation.target import resolve_target
 from milora.models import base, embedded
 from milora.models.init import write_start
-from milora.run.recipe import AdapterSection, ModelSection, load_recipe
+from milora.run.recipe import load_recipe
+from milora.run.sections import AdapterSection, ModelSection
 from milora.training.prepare import locate
 
 

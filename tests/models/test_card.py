@@ -12,7 +12,8 @@ from milora.method.errors import MiloraError
 from milora.models.card import describe_lora, name_base, say_how_to_load
 from milora.models.embedded import EMBEDDED, locate_embedded_model
 from milora.run.directory import create_run, locate_export
-from milora.run.recipe import ModelSection, load_recipe
+from milora.run.recipe import load_recipe
+from milora.run.sections import ModelSection
 from milora.training.prepare import locate
 from tests.conftest import make_llama
 

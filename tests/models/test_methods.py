@@ -16,7 +16,7 @@ from milora.models.base import attach_adapter, load_model
 from milora.models.export import export_run
 from milora.models.methods import Course, add_adapter
 from milora.run.directory import open_run
-from milora.run.recipe import AdapterSection
+from milora.run.sections import AdapterSection
 from tests.conftest import drift, logits_of, make_gpt2
 from tests.process import run_milora
 

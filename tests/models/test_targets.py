@@ -7,7 +7,7 @@ from transformers import AutoConfig
 from milora.method.errors import MiloraError
 from milora.models.methods import add_adapter
 from milora.models.targets import check_targets
-from milora.run.recipe import AdapterSection, ModelSection
+from milora.run.sections import AdapterSection, ModelSection
 from tests.architectures import ARCHITECTURES
 
 

@@ -15,7 +15,7 @@ from milora.models.base import added_ids, count_embedded, load_model, load_token
 from milora.models.export import export_run
 from milora.models.methods import add_adapter
 from milora.run.directory import open_run
-from milora.run.recipe import AdapterSection, ModelSection
+from milora.run.sections import AdapterSection, ModelSection
 from tests.conftest import drift, logits_of
 
 

@@ -11,7 +11,8 @@ from milora.comparison.grid import plan_grid
 from milora.comparison.plan import load_comparison
 from milora.data.sets import NAMED_SETS
 from milora.method.options import DataSet
-from milora.run.recipe import EvaluationSection, load_recipe, with_overrides
+from milora.run.recipe import load_recipe, with_overrides
+from milora.run.sections import EvaluationSection
 from milora.training.prepare import locate
 
 QUICKSTART = "extends: quickstart\n"

@@ -24,7 +24,8 @@ from milora.models.base import load_tokenizer
 from milora.models.embedded import EMBEDDED
 from milora.run.directory import create_run
 from milora.run.launch import list_launchers, locate_launcher
-from milora.run.recipe import ModelSection, load_recipe
+from milora.run.recipe import load_recipe
+from milora.run.sections import ModelSection
 from milora.training.prepare import locate
 from milora.training.train import train
 from tests.launch_on_cpu import start

@@ -11,7 +11,7 @@ from milora.method.options import Components, Export, Form, Unsupported, Weighti
 from milora.run.directory import Permissions
 from milora.run.named import open_trained
 from milora.run.paths import locate
-from milora.run.recipe import AdapterSection, ModelSection
+from milora.run.sections import AdapterSection, ModelSection
 from milora.run.settings import validate
 
 

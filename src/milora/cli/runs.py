@@ -10,7 +10,8 @@ from milora.method.options import Backend, Dtype, PromptChoice
 from milora.run.directory import Permissions
 from milora.run.launch import is_main_process
 from milora.run.named import read_job
-from milora.run.recipe import EvaluationSection, with_overrides
+from milora.run.recipe import with_overrides
+from milora.run.sections import EvaluationSection
 
 
 @app.command()

@@ -14,8 +14,8 @@ from milora.evaluation.evaluate import find_scores, locate_samples
 from milora.evaluation.forgetting import CROSS_ENTROPY, FLOOR, FORGETTING
 from milora.evaluation.scores import Metric, Scores, read_samples
 from milora.evaluation.target import Target, target_of_run
-from milora.run.recipe import EvaluationSection
 from milora.run.records import Divergence, StepLoss, TrainingRecord
+from milora.run.sections import EvaluationSection
 
 COSTS = {
     "seconds": "training seconds",

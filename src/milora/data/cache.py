@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from milora.data.rows import identify_sources
 from milora.method.files import hash_file, read_json, write_json
 from milora.run.identity import hash_folder
-from milora.run.recipe import DataSection
+from milora.run.sections import DataSection
 
 CONTENT = "content.json"
 KEPT_DAYS = 30  # since the last use

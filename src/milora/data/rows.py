@@ -17,7 +17,7 @@ from milora.data.sets import NAMED_SETS, Split
 from milora.method.errors import MiloraError
 from milora.method.options import OnBadRow
 from milora.run.identity import hash_local
-from milora.run.recipe import DataSection
+from milora.run.sections import DataSection
 
 CONVERSATIONS = "chat"  # a small set of conversations, in the package
 CONVERSATIONS_FILE = Path(__file__).with_name("chat.jsonl")

@@ -11,7 +11,7 @@ from milora.data.conversation import Conversation
 from milora.data.division import digest_text, draw_held_out, draw_training, shuffle
 from milora.data.rows import Reader, read_training, read_validation
 from milora.method.errors import MiloraError
-from milora.run.recipe import DataSection
+from milora.run.sections import DataSection
 
 CHUNK = 10_000  # conversations held as Python objects at a time
 

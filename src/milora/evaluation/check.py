@@ -14,7 +14,8 @@ from milora.evaluation.posing import check_turns, choose_prompt
 from milora.evaluation.sandbox.programs import check_sandbox
 from milora.method.errors import MiloraError
 from milora.models.base import context_length, load_tokenizer
-from milora.run.recipe import EvaluationSection, Recipe
+from milora.run.recipe import Recipe
+from milora.run.sections import EvaluationSection
 
 
 def check_evaluation(recipe: Recipe, *, yes: bool = False, asks: bool = True) -> None:

@@ -20,7 +20,7 @@ from milora.method.options import TemplateName
 from milora.run.directory import ScoreFolder, locate_scores
 from milora.run.identity import hash_local
 from milora.run.judge import JudgeSection
-from milora.run.recipe import EvaluationSection
+from milora.run.sections import EvaluationSection
 
 
 def settings_of(target: Target, name: str, section: EvaluationSection) -> Settings:

@@ -32,7 +32,7 @@ from milora.models.base import context_length
 from milora.run.directory import ScoreFolder, locked
 from milora.run.environment import describe_environment
 from milora.run.launch import is_main_process, wait_for_all
-from milora.run.recipe import EvaluationSection
+from milora.run.sections import EvaluationSection
 
 
 def evaluate(target: Target, section: EvaluationSection, *, baseline: bool = False, yes: bool = False) -> list[Scores]:

@@ -19,7 +19,7 @@ from milora.evaluation.target import Target
 from milora.method.errors import MiloraError
 from milora.models.base import stored_rows
 from milora.run.launch import processes
-from milora.run.recipe import ForgettingSection
+from milora.run.sections import ForgettingSection
 
 FORGETTING = "forgetting"
 CROSS_ENTROPY, FLOOR, PERPLEXITY = "cross_entropy", "floor", "perplexity"

@@ -30,7 +30,7 @@ from milora.evaluation.graders.grade import Grade
 from milora.evaluation.intervals import Z
 from milora.evaluation.scores import Metric, Sample, Unit, measure
 from milora.method.errors import MiloraError
-from milora.run.recipe import EvaluationSection
+from milora.run.sections import EvaluationSection
 
 ALLOW_CODE = "HF_ALLOW_CODE_EVAL"
 # What a task's own code, its templates, and the data set that it names raise when they are loaded.

@@ -19,7 +19,7 @@ from milora.method.options import TemplateName
 from milora.models.base import context_length
 from milora.run.directory import ScoreFolder
 from milora.run.launch import is_main_process
-from milora.run.recipe import EvaluationSection
+from milora.run.sections import EvaluationSection
 
 BARE = TextTemplate("{question}")
 

@@ -21,8 +21,9 @@ from milora.models.base import attach_adapter, load_model, load_tokenizer, read_
 from milora.run.directory import NOTHING, Permissions, RunDirectory, is_run, open_run, run_of_checkpoint, run_of_export
 from milora.run.identity import hash_local, identify_model
 from milora.run.paths import locate
-from milora.run.recipe import ModelSection, Recipe
+from milora.run.recipe import Recipe
 from milora.run.records import TrainingRecord
+from milora.run.sections import ModelSection
 
 EVALUATIONS = Path("evaluations")
 

@@ -108,11 +108,14 @@ def initialize_lora_milora_weights(
         milora_state_dict: factors from `get_milora_state_dict`, used instead of decomposing.
         adapter_name: the adapter to initialize. Rank and scaling are read from its layers, so that rank patterns, alpha
             patterns and rsLoRA are supported.
-        components, weighting, seed: see `decompose_weight`.
+        components: the band of singular components to start from, see `decompose_weight`.
         form: one of the two forms.
+        weighting: whether the singular values are part of the factors, see `decompose_weight`.
         unsupported: what becomes of layers that cannot be initialized, which are narrower than the rank or not linear.
             "error" refuses them, all in one message. "lora" leaves them ordinary LoRA, at the highest rank that fits.
-        jobs, cache: see `decompose_layers`.
+        seed: draws random components, and where the solver starts.
+        jobs: weights that are decomposed at a time, each by one thread.
+        cache: a folder that keeps factors by the contents of their weight, for other runs.
 
     Raises:
         MiloraError: the adapter cannot be initialized exactly (DoRA, a second initialization, an unsupported layer, a
@@ -164,7 +167,8 @@ def get_milora_state_dict(
     E experts, the factors are `(E·r, in)` and `(out, r·E)` as in PEFT, and the singular values `(E, r + 1)`.
 
     Args:
-        model, adapter_name, components, weighting, seed, jobs, cache: see `initialize_lora_milora_weights`.
+        model: what `get_peft_model` returned; this and the other arguments are those of
+            `initialize_lora_milora_weights`.
 
     Raises:
         MiloraError: see `initialize_lora_milora_weights`.

@@ -53,8 +53,9 @@ def load_milora(
         form: "residual" replaces W by W − s·B₀A₀ again, to resume a residual run bit for bit; see
             `initialize_lora_milora_weights`.
         is_trainable: False freezes the loaded adapter, and puts a base into eval mode, as in PEFT.
-        revision, token: of the repository on the hub.
+        revision: a branch, tag, or commit of the repository on the hub.
         subfolder: a folder inside the folder or the repository.
+        token: what the hub is asked with, as in huggingface_hub.
         autocast_adapter_dtype: False keeps the adapter in the dtype of the base, as in PEFT.
         torch_device: where the file is read to; the adapter is then on the device of each layer.
 

@@ -27,7 +27,7 @@ from milora.method.variant.config import is_saved_milora
 from milora.models.failures import loading, one_line
 from milora.models.located import load_config, resolve_model
 from milora.models.vision import takes_pictures
-from milora.run.recipe import ModelSection
+from milora.run.sections import ModelSection
 
 
 def load_model(section: ModelSection) -> PreTrainedModel:

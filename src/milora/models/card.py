@@ -10,7 +10,7 @@ from peft.utils import CONFIG_NAME
 from milora.method.files import hash_file, read_json, write_json, write_text
 from milora.method.options import Export
 from milora.models.embedded import EMBEDDED, GGUF_FILE, GGUF_SHA256, PACKAGE, is_embedded
-from milora.run.recipe import ModelSection
+from milora.run.sections import ModelSection
 
 LOCAL = "local:"  # no name on the hub has a colon
 HERE = "path/to/this/folder"

@@ -18,7 +18,8 @@ from milora.models.card import describe_lora
 from milora.models.gguf import find_architecture, write_gguf
 from milora.models.located import load_config
 from milora.run.directory import RunDirectory, locate_export
-from milora.run.recipe import ModelSection, Recipe
+from milora.run.recipe import Recipe
+from milora.run.sections import ModelSection
 
 
 def check_vacant(folder: Path) -> Path:

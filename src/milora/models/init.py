@@ -11,7 +11,7 @@ from milora.models.methods import make_config, put_adapter
 from milora.models.targets import check_targets
 from milora.run.directory import locked
 from milora.run.launch import count_processes
-from milora.run.recipe import AdapterSection, ModelSection
+from milora.run.sections import AdapterSection, ModelSection
 
 
 def write_start(

@@ -13,7 +13,7 @@ from milora.models.card import LOCAL
 from milora.models.embedded import EMBEDDED, convert_once, locate_embedded_model
 from milora.models.failures import NAME_A_MODEL, loading, unavailable
 from milora.run.paths import looks_local
-from milora.run.recipe import ModelSection
+from milora.run.sections import ModelSection
 
 
 def load_config(section: ModelSection) -> PreTrainedConfig:

@@ -19,7 +19,7 @@ from milora.method.initialization import InitializationReport, initialize_lora_m
 from milora.method.layers import ready_layers
 from milora.method.variant.weights import base_weight, is_transposed, trained_factors
 from milora.models.failures import one_line
-from milora.run.recipe import AdapterSection
+from milora.run.sections import AdapterSection
 
 if TYPE_CHECKING:
     import datasets  # of the extra `train`, and milora init does not need it

@@ -10,7 +10,7 @@ from milora.method.errors import MiloraError
 from milora.method.layers import fitting_layers
 from milora.models.base import load_skeleton
 from milora.models.methods import make_config, put_adapter
-from milora.run.recipe import AdapterSection, ModelSection
+from milora.run.sections import AdapterSection, ModelSection
 
 
 def check_targets(model: ModelSection, adapter: AdapterSection) -> None:

@@ -11,7 +11,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from milora.models.failures import loading
 from milora.models.located import load_config, resolve_model
-from milora.run.recipe import ModelSection
+from milora.run.sections import ModelSection
 
 
 def takes_pictures(section: ModelSection) -> bool:

@@ -19,8 +19,8 @@ from milora.report.figures import draw_loss, draw_scores, draw_spectra
 from milora.report.outcome import describe_run, say_evidence
 from milora.run.directory import RunDirectory
 from milora.run.environment import Environment
-from milora.run.recipe import AdapterSection
 from milora.run.records import Spectra, TrainingRecord
+from milora.run.sections import AdapterSection
 
 SHOWN = 5  # samples of each task
 

@@ -8,7 +8,7 @@ from milora.comparison.pairs import Reason, Tested, Untested
 from milora.comparison.results import Arm, Results
 from milora.models.embedded import EMBEDDED
 from milora.report.tables import format_p
-from milora.run.recipe import AdapterSection
+from milora.run.sections import AdapterSection
 
 SIGNIFICANT = 0.05
 REASONS: dict[Reason, str] = {

@@ -12,13 +12,20 @@ from milora.run.values import Positive
 class JudgeSection(Section):
     """The model that grades answers, at an OpenAI-compatible endpoint; its key is OPENAI_API_KEY in the environment."""
 
-    url: str | None = None  # the endpoint, …/v1
-    model: str | None = None  # its name there
-    form: JudgeForm = "corrected"  # official: the published prompt, byte for byte
-    both_orders: bool = False  # ask about each pair twice, the answers exchanged
-    concurrency: Positive = 8  # questions at a time
-    price_in: Annotated[float, Field(ge=0, le=1e6)] | None = None  # per million tokens, to say what judging costs
+    url: str | None = None
+    """The endpoint, ending in `/v1`."""
+    model: str | None = None
+    """Its name there."""
+    form: JudgeForm = "corrected"
+    """`official`: the published prompt, byte for byte. `corrected`: what imitates the prompt is made harmless."""
+    both_orders: bool = False
+    """Ask about each pair twice, the answers exchanged."""
+    concurrency: Positive = 8
+    """Questions at a time."""
+    price_in: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    """The price of a million tokens of questions, to say what judging costs."""
     price_out: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    """The price of a million tokens of answers."""
 
     @model_validator(mode="after")
     def _a_judge_has_an_address_and_a_name(self) -> Self:

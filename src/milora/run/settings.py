@@ -30,7 +30,9 @@ S = TypeVar("S", bound="Section")
 class Section(BaseModel):
     """A group of keys: unknown keys are errors, and values are never converted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def read_settings(name: str, kind: str, shipped: Path, finish: Finish) -> Settings:

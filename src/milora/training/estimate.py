@@ -13,7 +13,8 @@ from milora.method.options import Dtype
 from milora.method.variant.weights import weight_shape
 from milora.models.base import load_skeleton
 from milora.models.methods import make_config
-from milora.run.recipe import AdapterSection, Recipe
+from milora.run.recipe import Recipe
+from milora.run.sections import AdapterSection
 
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED = {"nf4": 0.5, "int8": 1.0}  # bytes of a weight
