@@ -11,7 +11,7 @@ SEAMS := peft trl transformers lm-eval
 export OMP_WAIT_POLICY ?= PASSIVE
 check test test-latest: export OMP_NUM_THREADS := 1
 
-.PHONY: quickstart check test test-latest lint
+.PHONY: quickstart check test test-latest lint docs
 
 quickstart: $(VENV)/all  ## train, evaluate, export and report on an embedded model
 	$(BIN)/milora run quickstart
@@ -30,9 +30,13 @@ test-latest:  ## the seams and the fast tests on the newest releases of the libr
 	.venv-latest/bin/pytest tests/test_seams.py
 	.venv-latest/bin/pytest $(WORKERS) -m "not slow"
 
+docs: $(VENV)/docs  ## the documentation, in site/
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --strict
+
 lint: $(VENV)/dev
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks examples docs/generate.py
+	$(BIN)/ruff check src tests benchmarks examples docs/generate.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
