@@ -57,11 +57,11 @@ def test_a_benchmark_without_an_official_prompt_is_asked_with_the_models_own_tem
     tokenizer = target.load_tokenizer()
     messages = BENCHMARKS["arithmetic"].load(None, 1)[0].prompt
     own = resolve_template(CHAT, lambda: tokenizer)
-    assert choose_prompt(BENCHMARKS["ifeval"], None, tokenizer).render(messages) == own.render(messages)
-    assert choose_prompt(BENCHMARKS["ifeval"], "plain", tokenizer).render(messages).startswith("Question: ")
-    assert choose_prompt(BENCHMARKS["arithmetic"], None, tokenizer).render(messages).startswith("Question: ")
+    assert choose_prompt(BENCHMARKS["ifeval"], None, tokenizer, None).render(messages) == own.render(messages)
+    assert choose_prompt(BENCHMARKS["ifeval"], "plain", tokenizer, None).render(messages).startswith("Question: ")
+    assert choose_prompt(BENCHMARKS["arithmetic"], None, tokenizer, None).render(messages).startswith("Question: ")
     monkeypatch.setattr(tokenizer, "chat_template", None)
-    assert choose_prompt(BENCHMARKS["ifeval"], None, tokenizer).render(messages) == messages[0].text
+    assert choose_prompt(BENCHMARKS["ifeval"], None, tokenizer, None).render(messages) == messages[0].text
 
 
 def test_mt_bench_asks_a_second_time_and_a_restart_asks_nothing_again(target, data_dir, server, monkeypatch):

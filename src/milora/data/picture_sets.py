@@ -6,12 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from milora.data.conversation import Conversation, Image, Message, Text
 from milora.data.files import read_rows
 from milora.data.kept_pictures import keep_picture
+from milora.data.pictures import check_pictures
 from milora.data.published import Published, find_published
 from milora.method.errors import MiloraError
 
@@ -88,6 +90,31 @@ def identify_pictures(name: str, data_dir: str) -> str:
     states = ((path.relative_to(folder), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
     text = json.dumps([(str(path), state.st_size, state.st_mtime_ns) for path, state in states])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_usable(name: str, images: Sequence[str]) -> None:
+    """Raise unless each of these pictures is there, and is a whole picture."""
+    faults = [fault for path in images if (fault := find_fault(path)) is not None]
+    if faults:
+        raise MiloraError(
+            f"{len(faults)} of {len(images)} pictures of {name} cannot be used: {'; '.join(faults[:3])}",
+            "complete the folder of pictures (docs/vision_benchmarks.md)",
+        )
+
+
+def find_fault(path: str) -> str | None:
+    """Return what is wrong with a picture; it is looked at again only when it has changed."""
+    file = Path(path)
+    if not file.is_file():
+        return f"{path} does not exist"
+    state = file.stat()
+    return _find_fault(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _find_fault(path: str, size: int, modified: int) -> str | None:
+    found = check_pictures([path])
+    return str(found[path]) if found else None
 
 
 def ask(question: str, answer: str, picture: Path | None, /, **fields: str) -> Conversation:

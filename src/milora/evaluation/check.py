@@ -10,7 +10,7 @@ from milora.evaluation.generation.context import fit
 from milora.evaluation.generation.request import Request
 from milora.evaluation.harness import check_task, find_task
 from milora.evaluation.judges.cost import check_judge
-from milora.evaluation.posing import check_turns, choose_prompt
+from milora.evaluation.posing import check_turns, choose_prompt, load_posable, pictures_of
 from milora.evaluation.sandbox.programs import check_sandbox
 from milora.method.errors import MiloraError
 from milora.models.base import context_length, load_tokenizer
@@ -45,6 +45,15 @@ def check_tasks(section: EvaluationSection, *, yes: bool = False, asks: bool = T
     judged = [name for name in names if name in BENCHMARKS and BENCHMARKS[name].judged]
     if judged:
         check_judge(section.judge, judged, yes or (asks and sys.stdin.isatty()))
+    pictured = [name for name in names if name in BENCHMARKS and BENCHMARKS[name].has_pictures]
+    if pictured and section.url:
+        raise MiloraError(
+            f"{', '.join(pictured)} shows pictures, and a server is asked with text", "leave --backend server out"
+        )
+    if section.blank_pictures and not pictured:
+        raise MiloraError(
+            "evaluation.blank_pictures=true: no task shows pictures", "leave it out, or score a task such as pope"
+        )
     running = [name for name in names if name in BENCHMARKS and BENCHMARKS[name].runs_code]
     if running and not section.allow_code_execution:
         raise MiloraError(
@@ -73,10 +82,10 @@ def expand(section: EvaluationSection) -> list[str]:
 def _check_rows(benchmark: Benchmark, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: int | None) -> None:
     """Raise unless the rows are there, and the shortest of their prompts fits."""
     section = recipe.evaluation
-    rows = benchmark.load(section.data_dir or recipe.data.data_dir, section.limit)
+    rows = load_posable(benchmark, recipe.model, section, recipe.data.data_dir)
     name = recipe.data.template if section.prompt == "trained" else None
-    template = choose_prompt(benchmark, name, tokenizer)
+    template = choose_prompt(benchmark, name, tokenizer, pictures_of(recipe.model))
     check_turns(benchmark, template, rows[0])
-    shortest = min((row.prompt for row in rows), key=lambda prompt: sum(len(message.text) for message in prompt))
+    shortest = min((row.prompt for row in rows), key=lambda prompt: sum(len(message.words) for message in prompt))
     ids = template.encode_prompt(tokenizer, shortest)
     fit([Request("", tuple(ids), benchmark.decoding(section.max_new_tokens))], None if section.url else context)

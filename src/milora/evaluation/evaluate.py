@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from milora.data.processor import Pictures
 from milora.data.templates import ChatTemplate
 from milora.evaluation.benchmarks import BENCHMARKS, GROUPS
 from milora.evaluation.check import check_tasks, expand
@@ -17,7 +18,7 @@ from milora.evaluation.generation.server import ServerBackend
 from milora.evaluation.generation.wide import widen
 from milora.evaluation.harness import check_task, score_task
 from milora.evaluation.judges.judge import Judge
-from milora.evaluation.posing import Posed, answer, pose
+from milora.evaluation.posing import Posed, answer, pictures_of, pose
 from milora.evaluation.sandbox.programs import describe_confinement
 from milora.evaluation.scores import (
     Cost,
@@ -111,11 +112,12 @@ def _score_tasks(target: Target, names: Sequence[str], section: EvaluationSectio
     if not names:
         return
     tokenizer = target.load_tokenizer()
-    posed = [pose(BENCHMARKS[name], target, section, tokenizer) for name in names if name in BENCHMARKS]
+    pictures = pictures_of(target.model)
+    posed = [pose(BENCHMARKS[name], target, section, tokenizer, pictures) for name in names if name in BENCHMARKS]
     others = [name for name in names if name not in BENCHMARKS]
     for name in others:
         check_task(name, section, tokenizer, context_length(target.model, tokenizer))
-    backend = _start(target, section, tokenizer)
+    backend = _start(target, section, tokenizer, pictures)
     for one in posed:
         _score_benchmark(one, target, section, backend, tokenizer, yes)
     if isinstance(backend, LocalBackend):
@@ -124,10 +126,12 @@ def _score_tasks(target: Target, names: Sequence[str], section: EvaluationSectio
             _score_of_harness(name, target, section, backend)
 
 
-def _start(target: Target, section: EvaluationSection, tokenizer: PreTrainedTokenizerBase) -> Backend:
+def _start(
+    target: Target, section: EvaluationSection, tokenizer: PreTrainedTokenizerBase, pictures: Pictures | None
+) -> Backend:
     if section.url:
         return ServerBackend(section.url, target.served, tokenizer)
-    return LocalBackend(widen(target.load()), tokenizer, section.batch_size)
+    return LocalBackend(widen(target.load()), tokenizer, section.batch_size, pictures)
 
 
 def _score_forgetting(target: Target, section: EvaluationSection) -> None:

@@ -3,11 +3,16 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from milora.data.conversation import Conversation
-from milora.data.templates import ChatTemplate, Template, TextTemplate, resolve_template
+from milora.data.conversation import Conversation, Image, Message
+from milora.data.kept_pictures import keep_blank
+from milora.data.picture_sets import check_usable
+from milora.data.pictures import measure_picture
+from milora.data.processor import Pictures
+from milora.data.templates import CHAT, ChatTemplate, Template, TextTemplate, resolve_template
 from milora.evaluation.benchmarks import Benchmark
 from milora.evaluation.conditions import served_by, template_of
 from milora.evaluation.generation.completions import Completed, complete_all
@@ -15,11 +20,13 @@ from milora.evaluation.generation.context import Fitted, fit
 from milora.evaluation.generation.local import LocalBackend
 from milora.evaluation.generation.request import Backend, Request
 from milora.evaluation.target import Target
+from milora.method.errors import MiloraError
 from milora.method.options import TemplateName
 from milora.models.base import context_length
+from milora.models.vision import load_processor, takes_pictures
 from milora.run.directory import ScoreFolder
 from milora.run.launch import is_main_process
-from milora.run.sections import EvaluationSection
+from milora.run.sections import EvaluationSection, ModelSection
 
 BARE = TextTemplate("{question}")
 
@@ -43,16 +50,26 @@ class Answered:
     unfit: int
 
 
-def choose_prompt(benchmark: Benchmark, name: TemplateName | None, tokenizer: PreTrainedTokenizerBase) -> Template:
+def pictures_of(model: ModelSection) -> Pictures | None:
+    """Return what a model's processor makes of pictures, None if it takes text only."""
+    return Pictures(partial(load_processor, model)) if takes_pictures(model) else None
+
+
+def choose_prompt(
+    benchmark: Benchmark, name: TemplateName | None, tokenizer: PreTrainedTokenizerBase, pictures: Pictures | None
+) -> Template:
     """Return the template of this name; without one, the benchmark's official prompt.
 
-    A benchmark of conversations has none: its prompt is the model's own chat template, if it has one.
+    A benchmark of conversations has none: its prompt is the model's own chat template, if it has one. Otherwise it is
+    the question alone, and around a picture what LLaVA-1.5 is asked with.
     """
     if name is not None:
-        return resolve_template(name, lambda: tokenizer)
+        return resolve_template(name, lambda: tokenizer, pictures)
     if benchmark.prompt is not None:
         return benchmark.prompt
-    return ChatTemplate(tokenizer) if tokenizer.chat_template else BARE
+    if tokenizer.chat_template:
+        return resolve_template(CHAT, lambda: tokenizer, pictures)
+    return resolve_template("vicuna", lambda: tokenizer, pictures) if benchmark.has_pictures else BARE
 
 
 def check_turns(benchmark: Benchmark, template: Template, row: Conversation) -> None:
@@ -61,14 +78,54 @@ def check_turns(benchmark: Benchmark, template: Template, row: Conversation) -> 
         template.render(benchmark.follow_up(row, "An answer.").prompt)
 
 
-def pose(benchmark: Benchmark, target: Target, section: EvaluationSection, tokenizer: PreTrainedTokenizerBase) -> Posed:
+def load_posable(
+    benchmark: Benchmark, model: ModelSection, section: EvaluationSection, data_dir: str | None
+) -> list[Conversation]:
+    """Return the rows that are asked, with usable pictures that the model takes; or with blank ones if that is asked.
+
+    Raises:
+        MiloraError: the rows or their pictures are not there, or the model takes text only.
+    """
+    rows = benchmark.load(section.data_dir or data_dir, section.limit)
+    images = list(dict.fromkeys(path for row in rows for path in row.images))
+    if not images:
+        return rows
+    if not takes_pictures(model):
+        raise MiloraError(
+            f"{benchmark.name} shows pictures, and {model.name} takes text only",
+            "leave the task out, or use a model such as llava-hf/llava-1.5-7b-hf",
+        )
+    check_usable(benchmark.name, images)
+    return [_blank(row) for row in rows] if section.blank_pictures else rows
+
+
+def _blank(row: Conversation) -> Conversation:
+    """The row with a gray picture of the same size in the place of each."""
+
+    def change(message: Message) -> Message:
+        parts = [
+            Image(str(keep_blank(measure_picture(part.path)))) if isinstance(part, Image) else part
+            for part in message.parts
+        ]
+        return Message(message.role, tuple(parts))
+
+    return replace(row, messages=tuple(map(change, row.messages)))
+
+
+def pose(
+    benchmark: Benchmark,
+    target: Target,
+    section: EvaluationSection,
+    tokenizer: PreTrainedTokenizerBase,
+    pictures: Pictures | None,
+) -> Posed:
     """Return the prompts of the first turn.
 
     Raises:
         MiloraError: the rows are not there, a template cannot express them, or no prompt fits.
     """
-    rows = benchmark.load(section.data_dir or target.data_dir, section.limit)
-    template = choose_prompt(benchmark, template_of(target, section), tokenizer)
+    rows = load_posable(benchmark, target.model, section, target.data_dir)
+    template = choose_prompt(benchmark, template_of(target, section), tokenizer, pictures)
     check_turns(benchmark, template, rows[0])
     fitted = _fit(benchmark, rows, template, target, section, tokenizer)
     return Posed(benchmark, rows, template, fitted)
@@ -111,7 +168,7 @@ def _fit(
     decoding = benchmark.decoding(section.max_new_tokens)
     decoding = replace(decoding, stops=(*decoding.stops, *template.stops))
     requests = [
-        Request(template.render(row.prompt), tuple(template.encode_prompt(tokenizer, row.prompt)), decoding)
+        Request(template.render(row.prompt), tuple(template.encode_prompt(tokenizer, row.prompt)), decoding, row.images)
         for row in rows
     ]
     served = served_by(target, benchmark.name, section)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from milora.data.conversation import Conversation
+from milora.data.picture_sets import PICTURE_SETS
 from milora.data.rows import load_rows
 from milora.data.templates import TextTemplate
 from milora.evaluation.generation.request import Decoding
@@ -55,6 +56,10 @@ class Benchmark:
     runs_code: bool = False
     upload: Upload | None = None
     upload_ending: str = ".json"
+
+    @property
+    def has_pictures(self) -> bool:
+        return self.name in PICTURE_SETS
 
     def load(self, data_dir: str | None, limit: int | None = None) -> list[Conversation]:
         """Return the rows, once it is known that they can be graded."""

@@ -11,6 +11,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
+from milora.data.processor import Pictures
 from milora.evaluation.generation.request import Completion, Decoding
 
 STRIDE = 16  # tokens between two checks for finished rows
@@ -20,23 +21,33 @@ class Generator(HFLM):
     """Computes the keys and values of a prompt once for all beams, and removes finished rows from the batch.
 
     The completions are those of one `generate` call on the whole batch, up to the rounding of other batch sizes. That
-    call is still used for sampling, and for models with a recurrent state instead of keys and values.
+    call is still used for sampling, for prompts with pictures, and for models with a recurrent state instead of keys
+    and values.
     """
 
-    def complete(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[Completion]:
-        """Complete prompts of tokens as one batch, left-padded."""
+    pictures: Pictures | None = None  # of a model that takes some
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, images: Sequence[str] = ()
+    ) -> list[Completion]:
+        """Complete prompts of tokens, whose pictures in order are `images`, as one batch, left-padded."""
         width, pad = max(map(len, prompts)), self.tokenizer.pad_token_id
         context = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        tokens = self._model_generate(
-            context.to(self.device),
-            width + decoding.max_new_tokens,
-            list(decoding.stops),
-            attention_mask=mask.to(self.device),
-            do_sample=False,
-            num_beams=decoding.beams,
-        )
+        length, options = width + decoding.max_new_tokens, {"do_sample": False, "num_beams": decoding.beams}
+        context, mask = context.to(self.device), mask.to(self.device)
+        if images:
+            seen = self._read_pictures(images, context)
+            tokens = self._generate(context, mask, max_length=length, **options, **seen).sequences
+        else:
+            tokens = self._model_generate(context, length, list(decoding.stops), attention_mask=mask, **options)
         return [self._read(made, decoding.stops) for made in tokens[:, width:].tolist()]
+
+    def _read_pictures(self, images: Sequence[str], context: Tensor) -> dict[str, Tensor]:
+        """What the model is given beside the tokens."""
+        assert self.pictures is not None
+        marks = {name: torch.tensor(rows) for name, rows in self.pictures.mark(context.tolist()).items()}
+        return {name: value.to(self.device) for name, value in (self.pictures.read(images) | marks).items()}
 
     def _read(self, made: list[int], stops: Sequence[str]) -> Completion:
         """The text before the first token that ends one, and before any stop."""

@@ -8,10 +8,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from milora.data.processor import Pictures
 from milora.data.templates import ChatTemplate
 from milora.evaluation.generation.generator import Generator
 from milora.evaluation.generation.neutral import ends_of, neutralize
-from milora.evaluation.generation.request import Completion, Request
+from milora.evaluation.generation.request import Completion, Decoding, Request
 from milora.method.errors import MiloraError
 from milora.run.launch import processes
 
@@ -30,6 +31,7 @@ class LocalBackend:
         model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int | Literal["auto"],
+        pictures: Pictures | None = None,
     ) -> None:
         if model.training:
             raise MiloraError("the model is in training mode, in which dropout is on", "call model.eval() first")
@@ -44,7 +46,9 @@ class LocalBackend:
             tokenizer=tokenizer,
             batch_size=self.batch_size,
             add_bos_token=tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id],
+            backend="causal",
         )
+        self.harness.pictures = pictures
         self.end_turns_of(None)
 
     def end_turns_of(self, chat: ChatTemplate | None) -> None:
@@ -52,11 +56,12 @@ class LocalBackend:
         neutralize(self.harness.model, list(dict.fromkeys([*self.ends, *([chat.end_of_turn] if chat else [])])))
 
     def complete(self, requests: Sequence[Request], done: Container[int]) -> Iterator[dict[int, Completion]]:
-        def rank(index: int) -> tuple[int, int, int]:
-            return -requests[index].decoding.max_new_tokens, -len(requests[index].ids), index
+        def rank(index: int) -> tuple[bool, int, int, int]:
+            request = requests[index]
+            return bool(request.images), -request.decoding.max_new_tokens, -len(request.ids), index
 
         order = sorted((index for index, one in enumerate(requests) if one.decoding.max_new_tokens), key=rank)
-        alike = (list(group) for _, group in groupby(order, lambda index: requests[index].decoding))
+        alike = (list(group) for _, group in groupby(order, lambda index: _kind(requests[index])))
         batches = [
             part[start : start + self.batch_size] for part in alike for start in range(0, len(part), self.batch_size)
         ]
@@ -65,12 +70,18 @@ class LocalBackend:
                 yield dict(zip(batch, self._generate([requests[index] for index in batch]), strict=True))
 
     def _generate(self, batch: list[Request]) -> list[Completion]:
-        """Complete requests with the same decoding."""
+        """Complete requests of the same kind."""
         try:
-            return self.harness.complete([request.ids for request in batch], batch[0].decoding)
+            images = [path for request in batch for path in request.images]
+            return self.harness.complete([request.ids for request in batch], batch[0].decoding, images)
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise MiloraError("one prompt alone does not fit into memory", "lower max_new_tokens") from error
         torch.cuda.empty_cache()
         half = len(batch) // 2
         return self._generate(batch[:half]) + self._generate(batch[half:])
+
+
+def _kind(request: Request) -> tuple[Decoding, bool]:
+    """What the requests of a batch have in common: their decoding, and whether they have pictures."""
+    return request.decoding, bool(request.images)

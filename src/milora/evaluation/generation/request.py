@@ -16,11 +16,12 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt as text and as the model's tokens, and how it is completed."""
+    """A prompt as text and as the model's tokens, how it is completed, and the paths of its pictures."""
 
     text: str
     ids: tuple[int, ...]
     decoding: Decoding
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
