@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,14 +70,36 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """The folder of programs of a virtual environment that contains the wheel and what it depends on."""
+    """The folder of programs of a virtual environment that contains the wheel and what it depends on.
+
+    The dependencies are links to those of this environment, which has the versions of constraints.txt: to install them
+    again takes a minute. pip checks that none is missing.
+    """
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder, with_pip=False)
     programs = folder / "bin"
     pip = (sys.executable, "-m", "pip", "--python", programs / "python")
-    # Not compiled: of all the files that torch and transformers install, few are imported.
-    run(*pip, "install", "--no-compile", "--constraint", ROOT / "constraints.txt", wheel)
+    run(*pip, "install", "--no-deps", "--no-index", wheel)
+    target = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    for name in depend_on("milora") - {"milora"}:
+        for entry in {file.parts[0] for file in distribution(name).files} - {"..", "__pycache__"}:
+            if not (target / entry).exists():
+                (target / entry).symlink_to(distribution(name).locate_file(entry))
+    run(*pip, "check")
     return programs
+
+
+def depend_on(name: str, extras: frozenset[str] = frozenset({""})) -> set[str]:
+    """Return a package and all that it needs, without extras of its own."""
+    needed, waiting = {(name, extras)}, [(name, extras)]
+    while waiting:
+        name, extras = waiting.pop()
+        for requirement in map(Requirement, distribution(name).requires or ()):
+            if any(requirement.marker is None or requirement.marker.evaluate({"extra": extra}) for extra in extras):
+                found = (requirement.name, frozenset({"", *requirement.extras}))
+                waiting += {found} - needed
+                needed.add(found)
+    return {name for name, _ in needed}
 
 
 def run(*command: str | Path, folder: Path | None = None) -> str:
