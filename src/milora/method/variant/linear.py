@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer, ParamWrapper
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from milora.method.errors import MiloraError
 from milora.method.variant.config import MiloraConfig
+from milora.method.variant.product import add_update
 from milora.method.variant.weights import (
     base_weight,
     count_matrices,
@@ -75,10 +75,9 @@ class IntactVariant(LoraVariant):
 
     @staticmethod
     def forward(module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
-        up, down = update_factors(module, active_adapter)
+        trained, initial = trained_factors(module, active_adapter), initial_factors(module, active_adapter)
         x = module.lora_dropout[active_adapter](x)
-        scaling: float = module.scaling[active_adapter]
-        return result + F.linear(F.linear(x, down), up * scaling)  # which has fewer numbers than the product
+        return add_update(result, x, *trained, *initial, scaling=module.scaling[active_adapter])
 
     def delta(self, module: LoraLayer, adapter_name: str) -> Tensor:
         up, down = stacked_update(module, adapter_name)
@@ -195,17 +194,10 @@ def without_initial(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in state.items() if not any(f".{part}." in key for part in INITIAL)}
 
 
-def update_factors(module: LoraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
-    """Return `[B − B₀, B₀]` `(out, 2r)` and `[A; A − A₀]` `(2r, in)`, whose product is B A − B₀ A₀."""
-    A, B = trained_factors(module, adapter_name)
-    A0, B0 = initial_factors(module, adapter_name)
-    return join_factors(A, B, A0.to(A.dtype), B0.to(B.dtype))
-
-
 def stacked_update(module: LoraLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
-    """Return the same for each of the E matrices of a layer: `(E, out, 2r)` and `(E, 2r, in)`.
+    """Return `[B − B₀, B₀]` and `[A; A − A₀]`, whose product is B A − B₀ A₀, for each of the E matrices of a layer.
 
-    Those of an ordinary LoRA are B and A, `(E, out, r)` and `(E, r, in)`.
+    They are `(E, out, 2r)` and `(E, 2r, in)`; of an ordinary LoRA they are B and A, `(E, out, r)` and `(E, r, in)`.
     """
     matrices = count_matrices(module)
     A, B = stack_factors(*trained_factors(module, adapter_name), matrices)
