@@ -85,10 +85,10 @@ def test_pictures_are_asked_about_as_transformers_asks(model, folder):
 
 
 @pytest.mark.slow
-def test_blank_pictures_have_the_same_sizes_and_scores_of_their_own(tiny_qwen_vl, folder):
+def test_a_blind_benchmark_shows_blank_pictures_of_the_same_sizes(tiny_qwen_vl, folder):
     seeing, _ = _score(str(tiny_qwen_vl), _section(folder))
-    blind, samples = _score(str(tiny_qwen_vl), _section(folder, blank_pictures=True))
-    assert seeing.settings.data != blind.settings.data
+    blind, samples = _score(str(tiny_qwen_vl), _section(folder, "vizwiz_blind"))
+    assert (seeing.task, blind.task) == ("vizwiz", "vizwiz_blind")
     for sample, size in zip(samples, SIZES.values(), strict=True):
         picture = Image.open(sample.images[0])
         assert picture.size == size and picture.getcolors() == [(size[0] * size[1], (128, 128, 128))]
@@ -111,13 +111,12 @@ def test_questions_without_a_picture_beside_others(tiny_llava, folder):
 
 @pytest.mark.slow
 def test_what_is_refused_before_a_model_is_loaded(small_model, tiny_llava, folder):
-    with pytest.raises(MiloraError, match="vizwiz shows pictures, and .* takes text only"):
-        _score(str(small_model), _section(folder))
+    for name in ("vizwiz", "vizwiz_blind"):
+        with pytest.raises(MiloraError, match=f"{name} shows pictures, and .* takes text only"):
+            _score(str(small_model), _section(folder, name))
     server = {"backend": "server", "url": "http://localhost:1/v1"}
     with pytest.raises(MiloraError, match="pope, mmbench_test shows pictures, and a server is asked with text"):
         check_tasks(EvaluationSection(tasks=["pope", "gsm8k", "mmbench_test"], **server))
-    with pytest.raises(MiloraError, match="no task shows pictures"):
-        check_tasks(EvaluationSection(tasks=["gsm8k"], blank_pictures=True))
     (folder / "vizwiz/val/red.png").unlink()
     (folder / "vizwiz/val/blue.png").write_text("<html>")
     message = r"2 of 3 pictures of vizwiz cannot be used: .*red\.png does not exist; .*blue\.png is not a picture"

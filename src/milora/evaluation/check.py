@@ -50,10 +50,6 @@ def check_tasks(section: EvaluationSection, *, yes: bool = False, asks: bool = T
         raise MiloraError(
             f"{', '.join(pictured)} shows pictures, and a server is asked with text", "leave --backend server out"
         )
-    if section.blank_pictures and not pictured:
-        raise MiloraError(
-            "evaluation.blank_pictures=true: no task shows pictures", "leave it out, or score a task such as pope"
-        )
     running = [name for name in names if name in BENCHMARKS and BENCHMARKS[name].runs_code]
     if running and not section.allow_code_execution:
         raise MiloraError(

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from milora.data.picture_sets import find_picture_files, identify_pictures
+from milora.data.picture_sets import PICTURE_SETS, find_picture_files, identify_pictures
 from milora.data.published import candidates
 from milora.data.rows import find_file
 from milora.data.sets import NAMED_SETS
@@ -86,7 +86,7 @@ def _of_benchmark(target: Target, benchmark: Benchmark, section: EvaluationSecti
         str(benchmark.version),
         prompt=_describe_prompt(benchmark) if template is None else describe_template(template),
         limit=section.limit,
-        data=_hash_rows(benchmark, section, section.data_dir or target.data_dir),
+        data=_hash_rows(benchmark, section.data_dir or target.data_dir),
         max_new_tokens=decoding.max_new_tokens,
         beams=decoding.beams,
         stops=decoding.stops,
@@ -106,14 +106,13 @@ def _describe_judge(section: JudgeSection) -> str:
     return section.model_dump_json(include={"url", "model", "form", "both_orders"})
 
 
-def _hash_rows(benchmark: Benchmark, section: EvaluationSection, data_dir: str | None) -> str | None:
+def _hash_rows(benchmark: Benchmark, data_dir: str | None) -> str | None:
     """The digests of the rows' file and of what is read beside it, None if they are embedded or published elsewhere."""
     if data_dir is None:
         return None
-    if benchmark.has_pictures:
-        digests = [*map(hash_local, find_picture_files(benchmark.name, data_dir))]
-        digests.append(identify_pictures(benchmark.name, data_dir))
-        return " ".join([*digests, *(["blank"] if section.blank_pictures else [])])
+    if benchmark.set_name in PICTURE_SETS:
+        digests = map(hash_local, find_picture_files(benchmark.set_name, data_dir))
+        return " ".join([*digests, identify_pictures(benchmark.set_name, data_dir)])
     if benchmark.name not in NAMED_SETS:
         return None
     beside = [path for file in benchmark.files for path in candidates(file, data_dir) if path.is_file()]

@@ -81,7 +81,7 @@ def check_turns(benchmark: Benchmark, template: Template, row: Conversation) -> 
 def load_posable(
     benchmark: Benchmark, model: ModelSection, section: EvaluationSection, data_dir: str | None
 ) -> list[Conversation]:
-    """Return the rows that are asked, with usable pictures that the model takes; or with blank ones if that is asked.
+    """Return the rows that are asked, with usable pictures that the model takes; a blind benchmark with gray ones.
 
     Raises:
         MiloraError: the rows or their pictures are not there, or the model takes text only.
@@ -95,8 +95,8 @@ def load_posable(
             f"{benchmark.name} shows pictures, and {model.name} takes text only",
             "leave the task out, or use a model such as llava-hf/llava-1.5-7b-hf",
         )
-    check_usable(benchmark.name, images)
-    return [_blank(row) for row in rows] if section.blank_pictures else rows
+    check_usable(benchmark.set_name, images)
+    return [_blank(row) for row in rows] if benchmark.blind else rows
 
 
 def _blank(row: Conversation) -> Conversation:

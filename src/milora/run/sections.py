@@ -256,8 +256,6 @@ class EvaluationSection(Section):
     """The longest completion. Default: what the benchmark prescribes."""
     data_dir: Place | None = None
     """The folder with the tasks' files. Default: `data.data_dir`."""
-    blank_pictures: bool = False
-    """Show a gray picture of the same size instead of each picture: what is answered without seeing."""
     backend: Backend = "hf"
     """What generates: transformers in this process (`hf`), or an OpenAI-compatible endpoint (`server`)."""
     url: str | None = None

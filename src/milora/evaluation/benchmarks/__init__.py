@@ -20,13 +20,14 @@ from milora.evaluation.benchmarks.vqav2 import VQAV2, VQAV2_TEST
 
 # In the order of the paper's table 4.
 VISION = (VQAV2, GQA, VIZWIZ, SCIENCEQA, TEXTVQA, POPE, MMBENCH)
+VISION_BLIND = tuple(benchmark.without_seeing() for benchmark in VISION)
 
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
         *(ARITHMETIC, GSM8K, MATH, *COMMONSENSE, HUMANEVAL),
         *(ALPACA_EVAL_1, ALPACA_EVAL_2, IFEVAL, *FOLLOW_BENCH, MT_BENCH),
-        *(*VISION, VQAV2_TEST, VIZWIZ_TEST, MMBENCH_TEST),
+        *(*VISION, *VISION_BLIND, VQAV2_TEST, VIZWIZ_TEST, MMBENCH_TEST),
     )
 }
 # Of these, the average is a score of its own.
@@ -34,6 +35,7 @@ GROUPS = {
     "commonsense": [benchmark.name for benchmark in COMMONSENSE],
     "follow_bench": [benchmark.name for benchmark in FOLLOW_BENCH],
     "vision": [benchmark.name for benchmark in VISION],
+    "vision_blind": [benchmark.name for benchmark in VISION_BLIND],
 }
 # These are names for several tasks, and no more: their metrics are of different kinds.
 SUITES = {"instruction": [ALPACA_EVAL_2.name, IFEVAL.name, *GROUPS["follow_bench"]]}

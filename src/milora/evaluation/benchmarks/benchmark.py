@@ -1,10 +1,10 @@
 """A benchmark: its rows, its official prompt, its decoding, and its graders."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from milora.data.conversation import Conversation
-from milora.data.picture_sets import PICTURE_SETS
 from milora.data.rows import load_rows
 from milora.data.templates import TextTemplate
 from milora.evaluation.generation.request import Decoding
@@ -16,6 +16,7 @@ Grader = Callable[[str, str], Grade]
 Grades = dict[str, list[Grade]]  # by grader, one for each completion
 Summarize = Callable[[Sequence[Sample], Sequence[Conversation], str | None], dict[str, Metric]]
 Upload = Callable[[Sequence[Sample], Sequence[Conversation], str | None], bytes]
+BLIND = "_blind"  # ends the name of a benchmark without its pictures
 HEADLINE = "corrected"  # the grader that never counts a wrong answer right; beside it, the paper's `official`
 GRADING_SECONDS = 10.0  # for graders that compute: per completion
 
@@ -29,7 +30,8 @@ def average_grades(samples: Sequence[Sample], rows: Sequence[Conversation], data
 class Benchmark:
     """One benchmark.
 
-    The rows are the test split of the data set of the same name. `grade` takes completions and their rows; `judged` is
+    The rows are the test split of the data set of the same name, and may show pictures if it `has_pictures`: those of a
+    `blind` benchmark are gray. `grade` takes completions and their rows; `judged` is
     there instead where another model grades. `prompt` is the official one, None: the model's own chat template, or the
     question alone. `follow_up` makes a second turn of a row and its first answer. `check` takes a data_dir and raises
     unless what grading needs can be read. `version` changes whenever prompt, decoding, or grading do.
@@ -56,16 +58,22 @@ class Benchmark:
     runs_code: bool = False
     upload: Upload | None = None
     upload_ending: str = ".json"
+    has_pictures: bool = False
+    blind: bool = False
 
     @property
-    def has_pictures(self) -> bool:
-        return self.name in PICTURE_SETS
+    def set_name(self) -> str:
+        return self.name.removesuffix(BLIND) if self.blind else self.name
+
+    def without_seeing(self) -> Self:
+        """Return the benchmark that shows a gray picture of the same size in the place of each."""
+        return replace(self, name=self.name + BLIND, blind=True, upload=None)
 
     def load(self, data_dir: str | None, limit: int | None = None) -> list[Conversation]:
         """Return the rows, once it is known that they can be graded."""
         if self.check is not None:
             self.check(data_dir)
-        return load_rows(self.name, "test", data_dir)[:limit]
+        return load_rows(self.set_name, "test", data_dir)[:limit]
 
     def decoding(self, max_new_tokens: int | None) -> Decoding:
         """Greedy or beam decoding, with fewer new tokens than the protocol's if that is asked for."""

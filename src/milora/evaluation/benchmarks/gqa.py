@@ -14,4 +14,6 @@ def grade(completions: list[str], rows: list[Conversation]) -> dict[str, list[Gr
     return {ACCURACY: [Grade(answer or None, float(answer == row.answer)) for answer, row in pairs]}
 
 
-GQA = Benchmark(name="gqa", version=1, prompt=None, grade=grade, max_new_tokens=NEW_TOKENS, primary=ACCURACY)
+GQA = Benchmark(
+    name="gqa", version=1, prompt=None, has_pictures=True, grade=grade, max_new_tokens=NEW_TOKENS, primary=ACCURACY
+)

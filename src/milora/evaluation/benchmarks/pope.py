@@ -66,6 +66,7 @@ POPE = Benchmark(
     name="pope",
     version=1,
     prompt=None,
+    has_pictures=True,
     grade=grade,
     max_new_tokens=NEW_TOKENS,
     summarize=summarize,

@@ -23,4 +23,6 @@ def grade(completions: list[str], rows: list[Conversation]) -> dict[str, list[Gr
     return {PICTURE: pictured, ALL: verdicts}
 
 
-SCIENCEQA = Benchmark(name="scienceqa", version=1, prompt=None, grade=grade, max_new_tokens=NEW_TOKENS, primary=PICTURE)
+SCIENCEQA = Benchmark(
+    name="scienceqa", version=1, prompt=None, has_pictures=True, grade=grade, max_new_tokens=NEW_TOKENS, primary=PICTURE
+)

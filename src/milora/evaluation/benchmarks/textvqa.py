@@ -8,6 +8,7 @@ TEXTVQA = Benchmark(
     name="textvqa",
     version=1,
     prompt=None,
+    has_pictures=True,
     grade=grade_answers(score_textvqa),
     max_new_tokens=NEW_TOKENS,
     primary=ACCURACY,
