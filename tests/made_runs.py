@@ -1,9 +1,11 @@
 """Finished runs that nothing trained: the records that a report reads, with any numbers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from milora.comparison.grid import Cell, Grid
+from milora.comparison.results import Results, collect_results
 from milora.evaluation.evaluate import locate_samples
 from milora.evaluation.forgetting import CROSS_ENTROPY, FLOOR, FORGETTING
 from milora.evaluation.graders.grade import Grade
@@ -55,11 +57,17 @@ def make_run(run: RunDirectory, **changes: object) -> RunDirectory:
 
 
 def make_scores(
-    run: RunDirectory, grades: Sequence[float], task: str = "arithmetic", *, base: bool = False, asked: str = "item"
+    run: RunDirectory,
+    grades: Sequence[float],
+    task: str = "arithmetic",
+    *,
+    base: bool = False,
+    asked: str = "item",
+    answer: str = "1",
 ) -> Scores:
     """Score a made run, or its base, on a task, with these grades of its items."""
     target = target_of_run(run).base if base else target_of_run(run)
-    samples = [Sample(f"{asked} {i}", "1", "1", {"corrected": Grade("1", grade)}) for i, grade in enumerate(grades)]
+    samples = [Sample(f"{asked} {i}", "1", answer, {"corrected": Grade("1", grade)}) for i, grade in enumerate(grades)]
     scores = Scores(
         task, target.who, len(samples), "corrected", measure_grades(samples), Settings("", "1"), ENVIRONMENT,
         differ=0, no_answer=0,
@@ -84,3 +92,26 @@ def diverge(run: RunDirectory, step: int, learning_rate: float) -> None:
     run.write(ENVIRONMENT)
     create_run(run)
     run.write(Divergence("the gradient", step, learning_rate))
+
+
+def finish(
+    grid: Grid,
+    grades: Mapping[str, Sequence[float]] | Callable[[Cell], Sequence[float] | None],
+    *,
+    loss: float = 1.0,
+    forgetting: Mapping[str, float] | None = None,
+    asked: str | Mapping[str, str] = "item",
+) -> Results:
+    """Make the runs of a grid that have grades: `grades` is {arm: its items'}, or a function of a cell."""
+    for cell in grid.cells:
+        found = grades(cell) if callable(grades) else grades.get(cell.arm)
+        if found is not None:
+            run = make_run(cell.run, held_out_loss=(2.0, loss))
+            make_scores(run, found, asked=asked if isinstance(asked, str) else asked[cell.arm])
+            if cell.scores_base:
+                make_scores(run, [0] * len(found), base=True)
+            if forgetting:
+                make_forgetting(run, forgetting[cell.arm])
+                make_forgetting(run, 0.5, base=True)
+            finish_cell(run)
+    return collect_results(grid)

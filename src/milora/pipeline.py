@@ -122,7 +122,7 @@ def run_all(run: RunDirectory, *, yes: bool = False) -> Finished | None:
         exported = export_run(run, run.trained, form)
         load = say_how_to_load(run.recipe.model, form, str(exported))
         outcome = format_outcome(run.read(TrainingRecord), scores)
-        return Finished(outcome, exported, load, write_report(run, scores, load))
+        return Finished(outcome, exported, load, write_report(run))
 
 
 def compare(grid: Grid, *, jobs: int, scheduler: Scheduler, gpus: float, yes: bool = False) -> Compared:

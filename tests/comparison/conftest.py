@@ -41,15 +41,3 @@ def compared(small_comparison: Path, tmp_path_factory: pytest.TempPathFactory) -
     assert done.returncode == 0, done.stderr
     assert "8 runs of 4 steps, 8 finished" in done.stderr
     return done.stdout, root
-
-
-@pytest.fixture(scope="session")
-def pages(
-    small_comparison: Path, finished: tuple[object, Path], tmp_path_factory: pytest.TempPathFactory
-) -> list[Path]:
-    """The page of a comparison, the smallest that has one, and that of a single run."""
-    root = tmp_path_factory.mktemp("page")
-    done = compare(small_comparison, "learning_rates=[1e-3]", "seeds=[0]", "--jobs", 2, "--runs", root / "runs")
-    assert done.returncode == 0, done.stderr
-    (folder,) = (root / "comparisons").iterdir()
-    return [folder / "index.html", finished[1] / "report.html"]

@@ -12,10 +12,9 @@ from milora.evaluation.evaluate import locate_samples
 from milora.evaluation.scores import Metric
 from milora.evaluation.target import target_of_run
 from milora.report.comparison_page import write_results
-from milora.report.figures import Drawing
 from milora.report.sentences import say_what_it_cannot, say_what_it_shows
 from milora.report.tables import format_arms, format_tests, tabulate_arms, tabulate_points
-from tests.made_runs import diverge, finish_cell, make_forgetting, make_run, make_scores
+from tests.made_runs import diverge, finish, finish_cell, make_run, make_scores
 
 PLAN = {
     "name": "made",
@@ -26,34 +25,12 @@ PLAN = {
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Pages without pictures, which take seconds."""
-    monkeypatch.setattr("milora.report.figures._render", lambda draw, title: Drawing(title, "<svg/>", b""))
-
-
-@pytest.fixture
 def plan(tmp_path):
     def plan(**changes):
         (tmp_path / "made.yaml").write_text(json.dumps(PLAN | changes))
         return plan_grid(load_comparison(str(tmp_path / "made.yaml")), tmp_path / "runs")
 
     return plan
-
-
-def finish(grid, grades, *, loss=1.0, forgetting=None, asked="item"):
-    """Make the runs of a grid that have grades: `grades` is {arm: its items'}, or a function of a cell."""
-    for cell in grid.cells:
-        found = grades(cell) if callable(grades) else grades.get(cell.arm)
-        if found is not None:
-            run = make_run(cell.run, held_out_loss=(2.0, loss))
-            make_scores(run, found, asked=asked if isinstance(asked, str) else asked[cell.arm])
-            if cell.scores_base:
-                make_scores(run, [0] * len(found), base=True)
-            if forgetting:
-                make_forgetting(run, forgetting[cell.arm])
-                make_forgetting(run, 0.5, base=True)
-            finish_cell(run)
-    return collect_results(grid)
 
 
 def say(results, grid):
@@ -88,7 +65,7 @@ def test_arms_on_other_items_lose_their_test_with_a_sentence(plan):
         assert said in say(results, grid)
 
 
-def test_an_arm_that_did_not_finish_is_named(plan, undrawn):
+def test_an_arm_that_did_not_finish_is_named(plan):
     grid = plan()
     results = finish(grid, {"LoRA": [1, 0, 1]})
     said = say(results, grid)
@@ -122,7 +99,7 @@ def test_a_task_that_one_arm_was_not_scored_on_is_named(plan):
     assert write_results(grid, results).is_file()
 
 
-def test_a_diverged_run_is_a_failed_cell_with_step_and_rate(plan, undrawn):
+def test_a_diverged_run_is_a_failed_cell_with_step_and_rate(plan):
     grid = plan(learning_rates=[1e-3, 1e-1])
     finish(grid, lambda cell: [1, 0] if cell.learning_rate < 0.1 else None)
     for cell in grid.cells:

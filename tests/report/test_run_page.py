@@ -6,7 +6,7 @@ import re
 import pytest
 
 from milora.method.initialization import InitializationReport, LayerReport
-from milora.report.figures import Drawing
+from milora.report import run_page
 from milora.report.outcome import format_outcome
 from milora.report.run_page import write_report
 from milora.report.runs import format_runs, list_runs
@@ -16,15 +16,9 @@ from milora.training.prepare import locate
 from tests.made_runs import diverge, make_run, make_scores
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    """Pages without pictures, which take seconds; those of the command-line tests have them."""
-    monkeypatch.setattr("milora.report.figures._render", lambda draw, title: Drawing(title, "<svg/>", b""))
-
-
-def write_page(run, scores=(), how_to_load="model = load()"):
-    """The text of a run's page without its pictures."""
-    page = write_report(run, list(scores), how_to_load).read_text()
+def write_page(run):
+    """The text of a run's page without its charts."""
+    page = write_report(run).read_text()
     return html.unescape(re.sub(r"<svg.*?</svg>", "<svg/>", page, flags=re.DOTALL))
 
 
@@ -60,7 +54,7 @@ def test_a_run_of_another_recipe_is_not_described_as_its_parent(tmp_path, make):
 def test_it_says_that_a_run_learned_only_if_it_did(make, held_out_loss, said):
     page = write_page(make(held_out_loss=held_out_loss))
     assert said in page and "learns here" not in page
-    assert ("<td>Loss on held-out rows</td>" in page) == (held_out_loss is not None)
+    assert ("<h3>Loss on held-out rows</h3>" in page) == (held_out_loss is not None)
 
 
 def test_a_run_without_tasks_shows_its_held_out_loss(make):
@@ -86,9 +80,8 @@ def test_a_run_without_tasks_shows_its_held_out_loss(make):
 )
 def test_the_components_in_bold_are_those_that_the_run_started_from(make, monkeypatch, overrides, trained):
     drawn = []
-    monkeypatch.setattr(
-        "milora.report.run_page.draw_spectra", lambda *found: drawn.append(found) or Drawing("", "<svg/>", b"")
-    )
+    draw = run_page.draw_spectra
+    monkeypatch.setattr(run_page, "draw_spectra", lambda *found: drawn.append(found) or draw(*found))
     run = make("adapter.rank=2", *overrides)
     layer = LayerReport(2, (2.0, 1.0), 4.0, 0.0, None)
     if run.recipe.adapter.method == "milora":
@@ -114,7 +107,7 @@ def test_the_components_in_bold_are_those_that_the_run_started_from(make, monkey
 def test_scores_have_an_interval_that_is_honest_at_0_and_at_all(make, grades, shown):
     run = make(f"evaluation.limit={len(grades)}")
     scores = [make_scores(run, grades, base=who) for who in (True, False)]
-    page = write_page(run, scores)
+    page = write_page(run)
     assert page.count(f'<td class="number">{shown}</td>') == 2
     assert format_outcome(run.read(TrainingRecord), scores).count(shown) == 2
     assert shown in format_runs(list_runs(run.path.parent))
@@ -137,7 +130,7 @@ def test_the_recipe_on_the_page_comes_back_to_the_same_run(make, tmp_path, overr
     run = make(*overrides)
     page = write_page(run)
     assert f"finds or makes the run directory <code>{run.path.name}</code>" in page
-    (recipe,) = re.findall(r"<pre>(name: .*?)</pre>", page, re.DOTALL)
+    (recipe,) = re.findall(r"<pre [^>]*>(name: .*?)</pre>", page, re.DOTALL)
     (tmp_path / "again.yaml").write_text(recipe)
     assert locate(load_recipe(str(tmp_path / "again.yaml")), tmp_path).path == run.path
 

@@ -1,171 +1,175 @@
-"""Pictures of runs and comparisons."""
+"""What the charts of runs and comparisons show."""
 
-import html
-import io
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
 
-import matplotlib
+from milora.comparison.results import Arm, Point
+from milora.report.charts import Chart, Mark, Series
+from milora.report.scales import Axis, decade_axis, linear_axis, rate_axis, step_axis
+from milora.run.records import StepLoss, TrainingRecord
 
-matplotlib.use("svg")
-from matplotlib import pyplot  # noqa: E402  the backend must be chosen first
-from matplotlib.axes import Axes  # noqa: E402
+MOST = 600  # points of a line: more than a chart has pixels for
+SMOOTHED_FROM = 60  # steps: fewer are read as they are
 
-from milora.comparison.results import Arm  # noqa: E402
-from milora.evaluation.intervals import Ends  # noqa: E402
-from milora.evaluation.scores import Scores  # noqa: E402
-from milora.run.records import StepLoss  # noqa: E402
+Links = Callable[[str, float], str]  # an arm and a learning rate → the page of its run
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """A picture as SVG text for a self-contained page, and as the bytes of a PNG file."""
-
-    title: str
-    svg: str
-    png: bytes
-
-
-def draw_loss(losses: Sequence[StepLoss]) -> Drawing:
-    """Training loss against steps."""
-
-    def draw(axes: Axes) -> None:
-        axes.plot([entry.step for entry in losses], [entry.loss for entry in losses], color="#2a6f97")
-        axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-
-    return _render(draw, "Training loss by step")
-
-
-def draw_scores(tasks: dict[str, tuple[Scores, Scores]]) -> Drawing:
-    """The headline before and after training, {task: (base, trained)}, of tasks that are scored in shares."""
-
-    def draw(axes: Axes) -> None:
-        for place, (label, color) in enumerate((("base", "#adb5bd"), ("trained", "#2a6f97"))):
-            found, offset = [both[place].headline for both in tasks.values()], (-0.2, 0.2)[place]
-            axes.bar(
-                [position + offset for position in range(len(tasks))],
-                [100 * metric.value for metric in found],
-                yerr=_reach([(metric.value, metric.interval) for metric in found]),
-                width=0.36,
-                label=label,
-                color=color,
-                capsize=4,
-            )
-        axes.set_xticks(range(len(tasks)), list(tasks))
-        axes.set(ylabel="score, %, with 95 % intervals", ylim=(0, None), xlim=(-1, len(tasks)))
-        axes.legend()
-
-    return _render(draw, "Scores before and after training")
+def draw_loss(training: TrainingRecord) -> Chart:
+    """The training loss by step, and the loss on held-out rows where it was measured."""
+    losses, held_out = training.losses, training.held_out
+    steps, values = [entry.step for entry in losses], [entry.loss for entry in losses]
+    rough = Series("training", _thin(steps, values), 0, has_marks=False, is_faint=len(losses) >= SMOOTHED_FROM)
+    series = [rough]
+    if len(losses) >= SMOOTHED_FROM:
+        window = len(losses) // 20
+        series = [
+            Series("", rough.marks, 0, has_marks=False, is_faint=True),
+            Series(f"training, mean of {window} steps", _smooth(steps, values, window), 0, has_marks=False),
+        ]
+    if held_out:
+        marks = [
+            Mark(entry.step, entry.loss, f"held-out rows, step {entry.step}: {entry.loss:.3f}") for entry in held_out
+        ]
+        series.append(Series("held-out rows", marks, 1, is_dashed=True))
+    says = f"Training loss {values[0]:.3f} at step {steps[0]}, {values[-1]:.3f} at step {steps[-1]}."
+    both = values + [entry.loss for entry in held_out]
+    return Chart("Loss", says, step_axis(steps), linear_axis("nats per token", both), series)
 
 
-def draw_spectra(spectra: dict[str, list[float]], trained: dict[str, slice]) -> Drawing:
-    """Singular values of a few weights; the components that an adapter started from, where they are known, in bold."""
-
-    def draw(axes: Axes) -> None:
-        for name, values in spectra.items():
-            (line,) = axes.semilogy(values, linewidth=0.8, label=name.removeprefix("model."))
-            if name in trained:
-                places = range(len(values))[trained[name]]
-                axes.semilogy(places, values[trained[name]], linewidth=4, color=line.get_color(), alpha=0.6)
-        axes.set(xlabel="component" + (" (trained ones in bold)" if trained else ""), ylabel="singular value")
-        axes.legend(fontsize="small")
-
-    return _render(draw, "Singular values of a few weights")
+def draw_rate(training: TrainingRecord) -> Chart | None:
+    """The learning rate by step; None for a record that has none."""
+    found = [(entry.step, entry.learning_rate) for entry in training.losses if entry.learning_rate is not None]
+    if not found:
+        return None
+    steps, rates = [step for step, _ in found], [rate for _, rate in found]
+    highest, y = max(rates), linear_axis("learning rate", rates, zero=True)
+    scaled = replace(y, ticks=tuple((value, f"{value:g}") for value, _ in y.ticks))
+    says = f"At most {highest:g}, {rates[-1]:g} after step {steps[-1]}."
+    line = Series("", _thin(steps, rates), 2, has_marks=False)
+    return Chart("Learning rate, after each step", says, step_axis(steps), scaled, [line])
 
 
-def _reach(found: Sequence[tuple[float, Ends | None]]) -> list[list[float]]:
-    """How far intervals reach below and above their values, in percent; 0 without an interval."""
-    ends = [(value, *(ends or (value, value))) for value, ends in found]
-    return [[100 * (value - low) for value, low, _ in ends], [100 * (high - value) for value, _, high in ends]]
+def draw_spectra(spectra: Mapping[str, Sequence[float]], trained: Mapping[str, slice]) -> Chart:
+    """Singular values of a few weights; the components that an adapter started from, where they are known, are bold."""
+    series = []
+    for number, (name, values) in enumerate(spectra.items()):
+        marks = [Mark(index, value) for index, value in enumerate(values, 1) if value > 0]
+        series.append(Series(name.removeprefix("model."), _every(marks), number, has_marks=False))
+        if name in trained:
+            bold = [mark for mark in marks if mark.x - 1 in range(len(values))[trained[name]]]
+            series.append(Series("", bold, number, has_marks=False, is_strong=True))
+    longest = max(len(values) for values in spectra.values())
+    ticks = linear_axis("", [longest], whole=True, zero=True).ticks
+    x = Axis("component, from the largest", 1, longest, tuple(tick for tick in ticks if 1 <= tick[0] <= longest))
+    everything = [value for values in spectra.values() for value in values]
+    says = "; ".join(f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, values in spectra.items())
+    return Chart("Singular values", f"{says}.", x, decade_axis("singular value", everything), series)
 
 
-def draw_scores_by_rate(arms: list[Arm], task: str) -> Drawing:
-    """Score against learning rate, one line per arm, with the intervals of the table."""
+def draw_scores_by_rate(arms: Sequence[Arm], task: str, links: Links) -> Chart:
+    """Score against learning rate, with the intervals of the table."""
 
-    def draw(axes: Axes) -> None:
-        for arm, style in zip(arms, _styles(), strict=False):
-            rates = [point.learning_rate for point in arm.points if task in point.scores]
-            found = [point.scores[task] for point in arm.points if task in point.scores]
-            means, reach = [100 * score.mean for score in found], _reach([(one.mean, one.ends) for one in found])
-            axes.errorbar(rates, means, yerr=reach, label=arm.name, capsize=3, **style)
-        _scale_rates(axes, arms)
-        axes.set(xlabel="learning rate", ylabel=f"{task}, %, with 95 % intervals")
-        axes.legend(fontsize="small")
+    def mark(arm: Arm, point: Point) -> Mark | None:
+        found = point.scores.get(task)
+        if found is None:
+            return None
+        ends = None if found.ends is None else (100 * found.ends[0], 100 * found.ends[1])
+        between = "" if ends is None else f" ({ends[0]:.1f} … {ends[1]:.1f})"
+        says = f"{arm.name}, learning rate {point.learning_rate:g}: {100 * found.mean:.1f} %{between}"
+        return Mark(point.learning_rate, 100 * found.mean, says, ends, links(arm.name, point.learning_rate))
 
-    return _render(draw, f"Score on {task} against learning rate")
-
-
-def draw_validation_by_rate(arms: list[Arm]) -> Drawing:
-    """Validation loss against learning rate: what the best rate is chosen by."""
-
-    def draw(axes: Axes) -> None:
-        for arm, style in zip(arms, _styles(), strict=False):
-            rates = [point.learning_rate for point in arm.points]
-            axes.plot(rates, [point.validation_loss.mean for point in arm.points], label=arm.name, **style)
-            axes.plot(
-                arm.best.learning_rate, arm.best.validation_loss.mean, "o", ms=11, mfc="none", color=style["color"]
-            )
-        _scale_rates(axes, arms)
-        axes.set(xlabel="learning rate (the best ringed)", ylabel="validation loss")
-        axes.legend(fontsize="small")
-
-    return _render(draw, "Validation loss against learning rate")
+    return _by_rate(arms, mark, f"{task} by learning rate", "%", "Lines are 95 % intervals.")
 
 
-def draw_pareto(places: dict[str, tuple[float, float]], what: str, task: str) -> Drawing:
-    """Score against a price, each arm at its best rate: better is up and to the left; the undominated are joined."""
+def draw_validation_by_rate(arms: Sequence[Arm], links: Links) -> Chart:
+    """The loss on held-out rows against learning rate: what the best rate is chosen by."""
 
-    def draw(axes: Axes) -> None:
-        front = sorted(
-            place
-            for place in places.values()
-            if not any(other[0] <= place[0] and other[1] >= place[1] and other != place for other in places.values())
-        )
-        axes.step([price for price, _ in front], [score for _, score in front], where="post", color="#adb5bd")
-        for (name, (price, score)), style in zip(places.items(), _styles(), strict=False):
-            axes.plot(price, score, style["marker"], color=style["color"], label=name)
-        axes.set(xlabel=what, ylabel=f"{task}, %")
-        axes.legend(fontsize="small")
+    def mark(arm: Arm, point: Point) -> Mark | None:
+        loss, rate = point.validation_loss.mean, point.learning_rate
+        best = ", the best of its grid" if point is arm.best else ""
+        says = f"{arm.name}, learning rate {rate:g}: {loss:.3f} nats per token{best}"
+        return Mark(rate, loss, says, point.validation_loss.ends, links(arm.name, rate))
 
-    return _render(draw, f"Score on {task} against {what}")
+    return _by_rate(arms, mark, "Held-out loss by learning rate", "nats per token", "The lowest is each method's best.")
 
 
-def draw_losses(arms: list[Arm]) -> Drawing:
-    """Training loss by step, each arm at its best rate, its first seed."""
+def draw_pareto(
+    arms: Sequence[Arm], price: Callable[[Point], float | None], what: str, task: str, links: Links
+) -> Chart | None:
+    """Score against a price, each arm at its best rate; what no other arm beats in both is joined. None without prices.
 
-    def draw(axes: Axes) -> None:
-        for arm, style in zip(arms, _styles(), strict=False):
-            steps = [entry.step for entry in arm.best.losses]
-            axes.plot(steps, [entry.loss for entry in arm.best.losses], label=arm.name, color=style["color"])
-        axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
-        axes.legend(fontsize="small")
+    Better is up and to the left.
+    """
+    places = {
+        number: (paid, 100 * arm.best.scores[task].mean)
+        for number, arm in enumerate(arms)
+        if task in arm.best.scores and (paid := price(arm.best)) is not None
+    }
+    if not places:
+        return None
+    found = set(places.values())
+    front = sorted(
+        place for place in found if not any(o != place and o[0] <= place[0] and o[1] >= place[1] for o in found)
+    )
+    series = [Series("", [Mark(*place) for place in front], None, has_marks=False, is_stepped=True, is_dashed=True)]
+    for number, (paid, score) in places.items():
+        name, rate = arms[number].name, arms[number].best.learning_rate
+        says = f"{name}, learning rate {rate:g}: {score:.1f} %, {what} {paid:.3g}"
+        series.append(Series(name, [Mark(paid, score, says, None, links(name, rate))], number, has_line=False))
+    xs, ys = (list(values) for values in zip(*places.values(), strict=True))
+    says = "; ".join(mark.says for one in series[1:] for mark in one.marks)
+    note = "Better is up and to the left. The dashed line joins what no other method beats in both."
+    return Chart(f"{task} against {what}", says, linear_axis(what, xs), linear_axis("%", ys), series, note)
 
-    return _render(draw, "Training loss by step, each method at its best rate")
+
+def draw_losses(arms: Sequence[Arm]) -> Chart:
+    """The training loss by step, each arm at its best rate, its first seed."""
+    series, ends = [], []
+    for number, arm in enumerate(arms):
+        marks = _smoothed(arm.best.losses)
+        ends.append(f"{arm.name} {marks[-1].y:.3f}")
+        series.append(Series(arm.name, marks, number, has_marks=False))
+    steps = [mark.x for one in series for mark in one.marks]
+    values = [mark.y for one in series for mark in one.marks]
+    says = f"At the last step: {', '.join(ends)}."
+    note = "Each method at its best rate, its first seed."
+    return Chart("Training loss", says, step_axis(steps), linear_axis("nats per token", values), series, note)
 
 
-def _scale_rates(axes: Axes, arms: list[Arm]) -> None:
-    rates = sorted({point.learning_rate for arm in arms for point in arm.points})
-    axes.set_xscale("log")
-    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    axes.minorticks_off()
+def _by_rate(arms: Sequence[Arm], mark: Callable[[Arm, Point], Mark | None], title: str, unit: str, note: str) -> Chart:
+    series = []
+    for number, arm in enumerate(arms):
+        marks = [found for point in arm.points if (found := mark(arm, point)) is not None]
+        if marks:
+            series.append(Series(arm.name, marks, number))
+    every = [found for one in series for found in one.marks]
+    heights = [value for found in every for value in (found.y, *(found.ends or ()))]
+    says = "; ".join(found.says for found in every)
+    rates = rate_axis(found.x for found in every)
+    return Chart(title, says, rates, linear_axis(unit, heights), series, note)
 
 
-def _styles() -> Iterator[dict[str, Any]]:
-    """Colors that color-blind readers can tell apart (Okabe and Ito), and markers for those who print in gray."""
-    colors = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-    return ({"color": color, "marker": marker} for marker in "os^Dv" for color in colors)
+def _smoothed(losses: Sequence[StepLoss]) -> list[Mark]:
+    steps, values = [entry.step for entry in losses], [entry.loss for entry in losses]
+    return _smooth(steps, values, len(losses) // 20) if len(losses) >= SMOOTHED_FROM else _thin(steps, values)
 
 
-def _render(draw: Callable[[Axes], None], title: str) -> Drawing:
-    figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
-    draw(axes)
-    axes.spines[["top", "right"]].set_visible(False)
-    text, image = io.StringIO(), io.BytesIO()
-    metadata: dict[str, Any] = {"Title": title, "Date": None}
-    figure.savefig(text, format="svg", metadata=metadata, transparent=True)
-    figure.savefig(image, format="png", dpi=200)
-    pyplot.close(figure)
-    svg = text.getvalue()
-    label = f'<svg role="img" aria-label="{html.escape(title)}" '
-    return Drawing(title, svg[svg.index("<svg") :].replace("<svg ", label, 1), image.getvalue())
+def _smooth(steps: Sequence[int], values: Sequence[float], window: int) -> list[Mark]:
+    """Means over the last `window` values."""
+    means = [fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+    return _thin(steps, means)
+
+
+def _thin(steps: Sequence[int], values: Sequence[float]) -> list[Mark]:
+    """At most `MOST` points: means of as many values in a row as that takes; the last one is kept as it is."""
+    size = -(-len(steps) // MOST)
+    groups = [slice(start, start + size) for start in range(0, len(steps), size)]
+    thinned = [Mark(steps[group][-1], fmean(values[group])) for group in groups]
+    return thinned if size == 1 else [*thinned, Mark(steps[-1], values[-1])]
+
+
+def _every(marks: Sequence[Mark]) -> list[Mark]:
+    """At most about `MOST` of the marks, the last one among them."""
+    stride = -(-len(marks) // MOST)
+    return [*marks[::stride], *marks[-1:]]

@@ -1,74 +1,104 @@
 """A run directory → one self-contained HTML page."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment as Templates
-from jinja2 import PackageLoader
-
 from milora.evaluation.benchmarks import GROUPS
-from milora.evaluation.evaluate import locate_samples
+from milora.evaluation.evaluate import find_scores, locate_samples
 from milora.evaluation.forgetting import FORGETTING
-from milora.evaluation.scores import INTERVALS, Sample, Scores, format_metric, read_samples
-from milora.evaluation.target import target_of_run
+from milora.evaluation.scores import INTERVALS, Scores, format_metric
+from milora.evaluation.target import Target, target_of_run
 from milora.method.files import write_text
 from milora.method.initialization import InitializationReport
-from milora.report.figures import draw_loss, draw_scores, draw_spectra
+from milora.method.options import Export
+from milora.models.card import say_how_to_load
+from milora.report.changes import find_change, say_headline
+from milora.report.facts import list_costs, list_differences, list_training
+from milora.report.figures import draw_loss, draw_rate, draw_spectra
 from milora.report.outcome import describe_run, say_evidence
-from milora.run.directory import RunDirectory
+from milora.report.pages import render
+from milora.report.samples import Reading, collect, read_task
+from milora.run.directory import RunDirectory, locate_export
 from milora.run.environment import Environment
 from milora.run.records import Spectra, TrainingRecord
 from milora.run.sections import AdapterSection
 
-SHOWN = 5  # samples of each task
 
+def write_report(run: RunDirectory, base: Target | None = None) -> Path:
+    """Write the page of a trained run from what its directory contains; return the file.
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One item before and after training, and whether each is right by the headline's grade, None without one."""
-
-    base: Sample
-    trained: Sample
-    base_is_right: bool | None
-    trained_is_right: bool | None
-
-
-def write_report(run: RunDirectory, found: Sequence[Scores], how_to_load: str) -> Path:
-    """Write the run's page: scores, loss, spectra, samples, costs, and what the run is not evidence of.
-
-    `found` are the base's and the trained model's scores, `how_to_load` the lines of Python that load the export.
+    `base` is where the base's scores are, if they are not the run's own: a comparison scores the base once.
     """
     training = run.read(TrainingRecord)
-    base = {scores.task: scores for scores in found if scores.who == "base"}
-    trained = {scores.task: scores for scores in found if scores.who == "trained"}
-    tasks = {task: (base[task], trained[task]) for task in trained if task in base}
-    shares = {task: both for task, both in tasks.items() if both[1].unit == "share"}
+    target = target_of_run(run)
+    # Arms of a comparison may have different models.
+    untrained = base if base and base.model == target.base.model else target.base
+    before, after = (_find(one, run) for one in (untrained, target))
+    readings = {task: _read(task, before, run, untrained, target) for task in after if has_samples(task)}
+    changes = [find_change(task, before.get(task), after[task], readings.get(task, [])) for task in after]
+    scored = [change for change in changes if change.task != FORGETTING]
     report = run.read(InitializationReport) if run.has(InitializationReport) else InitializationReport({}, 0.0)
-    spectra = run.read(Spectra).weights
+    environment = run.read(Environment)
     page = render(
         "run.html.jinja",
         recipe=run.recipe,
         run=run.path.name,
         what=describe_run(run.recipe),
+        headline=say_headline(scored, training),
         evidence=say_evidence(run.recipe, training),
         intervals=INTERVALS,
-        how_to_load=how_to_load,
         format_metric=format_metric,
-        recipe_yaml=run.recipe.to_yaml(every_key=True),
-        environment=run.read(Environment),
+        changes=scored,
+        forgetting=after.get(FORGETTING),
+        forgetting_of_base=before.get(FORGETTING),
         training=training,
-        tasks=tasks,
         warnings=report.warnings,
-        forgetting=trained.get(FORGETTING),
-        samples={task: _pair_samples(run, *both) for task, both in tasks.items() if task not in (*GROUPS, FORGETTING)},
-        loss=draw_loss(training.losses),
-        scores=draw_scores(shares) if shares else None,
-        spectra=draw_spectra(spectra, _find_components(spectra, report, run.recipe.adapter)),
+        charts=[chart for chart in (draw_loss(training), draw_rate(training)) if chart],
+        spectra=_draw_spectra(run, report),
+        readings=collect([found for found in readings.values() if found]),
+        differences=list_differences(run.recipe),
+        training_facts=list_training(run.recipe, training),
+        costs=list_costs(training, environment),
+        recipe_yaml=run.recipe.to_yaml(every_key=True),
+        environment=environment,
+        **_say_where(run),
     )
     write_text(run.report, page)
     return run.report
+
+
+def _find(target: Target, run: RunDirectory) -> dict[str, Scores]:
+    return {scores.task: scores for scores in find_scores(target, run.recipe.evaluation)}
+
+
+def has_samples(task: str) -> bool:
+    """Whether a task has questions and answers of its own."""
+    return task not in GROUPS and task != FORGETTING
+
+
+def _read(
+    task: str, before: Mapping[str, Scores], run: RunDirectory, base: Target, trained: Target
+) -> Sequence[Reading]:
+    targets = {"base": base, "trained": trained} if task in before else {"trained": trained}
+    found = {who: locate_samples(target, task, run.recipe.evaluation) for who, target in targets.items()}
+    return read_task(task, {who: folder for who, (folder,) in found.items()})
+
+
+def _say_where(run: RunDirectory) -> dict[str, Any]:
+    """Where the exported adapter or model is, and the lines that load it; None where nothing is exported yet."""
+    form: Export = "merged" if run.recipe.adapter.method == "full" else "lora"
+    folder = locate_export(run.path, form)
+    exported = str(folder) if folder.is_dir() else None
+    load = say_how_to_load(run.recipe.model, form, exported) if exported else None
+    return {"exported": exported, "how_to_load": load, "form": form, "path": run.path}
+
+
+def _draw_spectra(run: RunDirectory, report: InitializationReport) -> Any:
+    if not run.has(Spectra):
+        return None
+    spectra = run.read(Spectra).weights
+    return draw_spectra(spectra, _find_components(spectra, report, run.recipe.adapter))
 
 
 def _find_components(
@@ -83,26 +113,3 @@ def _find_components(
         if rank is not None and adapter.components in first:
             found[name] = slice(first[adapter.components], first[adapter.components] + rank)
     return found
-
-
-def _pair_samples(run: RunDirectory, base: Scores, trained: Scores) -> list[Pair]:
-    target, section = target_of_run(run), run.recipe.evaluation
-    (before,), (after,) = (locate_samples(one, trained.task, section) for one in (target.base, target))
-    return [
-        Pair(one, other, _is_right(one, base), _is_right(other, trained))
-        for one, other in list(zip(read_samples(before), read_samples(after), strict=True))[:SHOWN]
-    ]
-
-
-def _is_right(sample: Sample, scores: Scores) -> bool | None:
-    """None for a task whose score is not a grade of a sample, or a grade that is not right or wrong."""
-    grade = sample.grades.get(scores.primary)
-    return None if grade is None or scores.unit != "share" or grade.score not in (0, 1) else grade.score == 1
-
-
-def render(template: str, **content: Any) -> str:
-    """Return a self-contained page of one of this folder's templates."""
-    templates = Templates(
-        loader=PackageLoader("milora", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return templates.get_template(template).render(**content)

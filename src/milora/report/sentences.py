@@ -1,11 +1,11 @@
 """What a comparison shows and what it cannot, in plain sentences, each of which follows from its data."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from milora.comparison.grid import Grid
 from milora.comparison.pairs import Reason, Tested, Untested
-from milora.comparison.results import Arm, Results
+from milora.comparison.results import Arm, Diverged, Results
 from milora.models.embedded import EMBEDDED
 from milora.report.tables import format_p
 from milora.run.sections import AdapterSection
@@ -135,11 +135,10 @@ def _say_forgetting(results: Results) -> list[str]:
 
 
 def _say_failures(results: Results, grid: Grid) -> list[str]:
-    said = [
-        f"{run.arm} at learning rate {run.learning_rate:g}, seed {run.seed}, is not a trained run: training diverged "
-        f"at step {run.found.step} ({run.found.what} is not finite)."
-        for run in results.diverged
-    ]
+    points: dict[tuple[str, float], list[Diverged]] = {}
+    for run in results.diverged:
+        points.setdefault((run.arm, run.learning_rate), []).append(run)
+    said = [_say_diverged(runs) for runs in points.values()]
     if results.missing:
         are = "1 run is" if results.missing == 1 else f"{results.missing} runs are"
         said.append(f"{are} not finished: best rates and tests may change.")
@@ -149,6 +148,19 @@ def _say_failures(results: Results, grid: Grid) -> list[str]:
             f"{_join(absent)} {'has' if len(absent) == 1 else 'have'} no finished run, and no row in the tables."
         )
     return said
+
+
+def _say_diverged(runs: Sequence[Diverged]) -> str:
+    """One sentence for the runs of an arm at a rate."""
+    first = runs[0]
+    what, steps = _join(dict.fromkeys(run.found.what for run in runs)), _join(f"{run.found.step}" for run in runs)
+    where = f"{first.arm} at learning rate {first.learning_rate:g}"
+    if len(runs) == 1:
+        said = f"{where}, seed {first.seed}, is not a trained run: training diverged at step {steps}"
+    else:
+        seeds = _join(f"{run.seed}" for run in runs)
+        said = f"{where}, seeds {seeds}, are not trained runs: training diverged at steps {steps}"
+    return f"{said} ({what} is not finite)."
 
 
 def _say_conditions(grid: Grid) -> list[str]:

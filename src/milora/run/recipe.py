@@ -29,6 +29,8 @@ class Recipe(Section):
     """The first part of the run directory's name."""
     description: str = ""
     """One sentence; it is not inherited, and not kept when a key is overridden."""
+    parent: str | None = None
+    """The shipped recipe that it started from, which is set while it is read; reports show what differs."""
     seed: Seed = 0
     """Draws the order of rows, dropout masks, and random factors."""
     model: ModelSection
@@ -104,7 +106,14 @@ def read_recipe(name: str) -> Settings:
     Raises:
         MiloraError: the recipe does not exist, or is not valid YAML.
     """
-    return read_settings(name, "recipe", RECIPES, make_absolute)
+    settings = read_settings(name, "recipe", RECIPES, _finish)
+    return settings | ({"parent": name} if name in list_recipes() else {})
+
+
+def _finish(settings: Settings, folder: Path) -> None:
+    make_absolute(settings, folder)
+    if settings.get("extends") in list_recipes():
+        settings.setdefault("parent", settings["extends"])
 
 
 def resolve_recipe(name: str, settings: Settings, overrides: Sequence[str]) -> Recipe:

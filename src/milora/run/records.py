@@ -1,6 +1,6 @@
 """What a run directory keeps, as types; `RunDirectory` reads and writes them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from milora.method.options import Layout, TemplateName
 
@@ -37,10 +37,11 @@ class ParameterCounts:
 
 @dataclass(frozen=True, slots=True)
 class StepLoss:
-    """The training loss of one optimizer step, in nats per token."""
+    """A loss at an optimizer step, in nats per token, and the learning rate after the step, None if it is not known."""
 
     step: int
     loss: float
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,10 @@ class TrainingRecord:
     """A finished training.
 
     `seconds` count from the last start or resume, at step `resumed_at`. `peak_memory` is in bytes, `weight_change` is
-    ‖ΔW‖ over all adapted layers, `held_out_loss` is the loss before and after. `kept_step` is the step that was saved.
-    `template` is the one that rows became text with, never `auto`; `layout` is how rows shared a forward pass.
-    `tokens_per_second` are real ones of all processes, and `mfu` the share of the devices' peak, None where that is not
-    known; see `Speed`.
+    ‖ΔW‖ over all adapted layers. `held_out_loss` is the loss on held-out rows before and after, `held_out` every one
+    that was measured. `kept_step` is the step that was saved. `template` is the one that rows became text with, never
+    `auto`; `layout` is how rows shared a forward pass. `tokens_per_second` are real ones of all processes, and `mfu`
+    the share of the devices' peak, None where that is not known; see `Speed`.
     """
 
     seconds: float
@@ -80,6 +81,7 @@ class TrainingRecord:
     losses: list[StepLoss]
     tokens_per_second: float | None = None
     mfu: float | None = None
+    held_out: list[StepLoss] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

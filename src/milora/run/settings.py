@@ -39,7 +39,7 @@ def read_settings(name: str, kind: str, shipped: Path, finish: Finish) -> Settin
     """Return the mapping in a .yaml file, or in a file of the folder `shipped`; `extends: NAME` is merged under it.
 
     A description is not inherited, because it does not describe what extends it. `kind` is the word for such a file in
-    messages; `finish` makes the paths in a file's settings absolute.
+    messages; `finish` makes the paths in a file's settings absolute, before they are merged.
 
     Raises:
         MiloraError: the file does not exist, is not a mapping, or extends itself.
@@ -63,8 +63,8 @@ def _read(name: str, kind: str, shipped: Path, finish: Finish, children: tuple[P
         raise MiloraError(
             f"{path} is not a mapping of keys to values", "start from what `milora show quickstart` prints"
         )
-    parent = settings.pop("extends", None)
     finish(settings, path.parent)
+    parent = settings.pop("extends", None)
     if parent is None:
         return settings
     if not isinstance(parent, str):

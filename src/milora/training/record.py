@@ -37,6 +37,7 @@ def record_training(
         change = _save(run, prepared.model, state, prepared.tokenizer)
     resumed_at = step_of(prepared.checkpoint) if prepared.checkpoint else 0
     steps, history = trainer.state.global_step, trainer.state.log_history
+    kept_step = trainer.state.best_global_step or steps
     first = next((entry["eval_loss"] for entry in history if "eval_loss" in entry), None)
     record = TrainingRecord(
         seconds=seconds,
@@ -49,18 +50,28 @@ def record_training(
         launcher=name_launcher(),
         peak_memory=peak_memory(),
         weight_change=change,
-        kept_step=trainer.state.best_global_step or steps,
+        kept_step=kept_step,
         template=prepared.rows.template,
         layout=prepared.layout,
         data=prepared.rows.report,
         parameters=ParameterCounts(prepared.trainable, prepared.total, _count_stored(run.trained)),
         held_out_loss=None if first is None or held_out_loss is None else (first, held_out_loss),
-        losses=[StepLoss(int(entry["step"]), entry["loss"]) for entry in history if "loss" in entry],
+        losses=[
+            StepLoss(int(entry["step"]), entry["loss"], entry["learning_rate"]) for entry in history if "loss" in entry
+        ],
         tokens_per_second=trainer.speed.tokens_per_second,
         mfu=trainer.speed.mfu,
+        held_out=_list_held_out(history, kept_step),
     )
     run.write(record)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _list_held_out(history: list[dict[str, float]], kept_step: int) -> list[StepLoss]:
+    """The losses on held-out rows; the last one was measured after training, with the weights that were kept."""
+    measured = [(int(entry["step"]), entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    found = dict([*measured[:-1], *((kept_step, loss) for _, loss in measured[-1:])])
+    return [StepLoss(step, loss) for step, loss in sorted(found.items())]
 
 
 def _save(run: RunDirectory, model: Trained, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> float:
