@@ -64,10 +64,14 @@ def make_scores(
     base: bool = False,
     asked: str = "item",
     answer: str = "1",
+    images: Sequence[tuple[str, ...]] = (),
 ) -> Scores:
     """Score a made run, or its base, on a task, with these grades of its items."""
     target = target_of_run(run).base if base else target_of_run(run)
-    samples = [Sample(f"{asked} {i}", "1", answer, {"corrected": Grade("1", grade)}) for i, grade in enumerate(grades)]
+    samples = [
+        Sample(f"{asked} {i}", "1", answer, {"corrected": Grade("1", grade)}, images[i] if images else ())
+        for i, grade in enumerate(grades)
+    ]
     scores = Scores(
         task, target.who, len(samples), "corrected", measure_grades(samples), Settings("", "1"), ENVIRONMENT,
         differ=0, no_answer=0,

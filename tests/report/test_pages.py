@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from milora.report.run_page import write_report
@@ -60,7 +61,7 @@ def test_it_opens_alone_at_every_width_light_and_dark(browser, pages):
 def test_axe_finds_nothing(browser, pages, scheme, options):
     pytest.importorskip("axe_playwright_python")
     axe = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-    for path in pages.all:
+    for path in (pages.comparison, pages.run)[scheme == "dark" :]:
         page, _ = open_page(browser, path, viewport=PHONE, color_scheme=scheme)
         page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
         page.evaluate(axe)
@@ -178,3 +179,23 @@ def test_a_page_of_5000_samples_opens_in_two_seconds(browser, tmp_path):
     assert page.locator(".sample").count() == 10
     page.get_by_role("searchbox").fill("item 4999")
     assert page.locator("#samples [role=status]").inner_text() == "1 of 1 samples shown"
+
+
+def test_pictures_of_the_questions_are_in_the_page(browser, tmp_path):
+    paths = [str(tmp_path / f"{color}.png") for color in ("red", "blue")]
+    for path in paths:
+        Image.new("RGB", (640, 480), Path(path).stem).save(path)
+    run = make_run(locate(load_recipe("quickstart", ["evaluation.limit=24"]), tmp_path))
+    for base in (True, False):
+        images = [(paths[0],)] * 11 + [(paths[1],)] * 12 + [(str(tmp_path / "gone.png"),)]
+        make_scores(run, [1] * 24, base=base, images=images)
+    report = write_report(run)
+    for path in paths:
+        Path(path).unlink()  # the page is self-contained
+    page, errors = open_page(browser, report, offline=True)
+    assert errors == [] and report.read_text().count("data:image/webp") == 10 + 2  # each once but for the first samples
+    page.get_by_role("button", name="Show 10 more").click()
+    page.get_by_role("button", name="Show 4 more").click()
+    sizes = page.evaluate("[...document.querySelectorAll('.sample img')].map(image => image.naturalWidth)")
+    assert sizes == [192] * 23
+    assert page.locator(".sample").last.inner_text().count("gone.png is not in this page") == 1

@@ -15,6 +15,7 @@ if (shown) {
   const [task, search, first, second] = ['task', 'search', 'first', 'second'].map(find)
   const buttons = [...document.querySelectorAll('#samples [data-wanted]')]
   const more = document.querySelector('#samples .more'), status = document.querySelector('#samples [role=status]')
+  const pictures = JSON.parse(document.querySelector('#pictures')?.textContent ?? '{}') // each once, by its file
   let wanted = '', limit = STEP
 
   const places = () => [first, second].map((select, place) => select ? +select.value : place)
@@ -41,6 +42,7 @@ if (shown) {
 
   // Shows the two answers that are compared, and marks the words that only one of them has.
   function compare(sample) {
+    for (const picture of sample.querySelectorAll('[data-picture]')) picture.src = pictures[picture.dataset.picture]
     const answers = [...sample.querySelectorAll('.answer')], chosen = places()
     answers.forEach((answer, place) => { answer.hidden = !chosen.includes(place) })
     const [one, other] = chosen.map(place => answers[place]?.querySelector('.said'))

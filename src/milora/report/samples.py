@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 from milora.evaluation.scores import Sample, Scores, read_samples
+from milora.report.thumbnails import Album
 from milora.run.directory import ScoreFolder
 
 MOST = 15_000  # answers of a page
@@ -26,14 +27,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One item, as every model was asked it; `pictures` are data URIs."""
+    """One item, as every model was asked it; `images` are the files of its pictures."""
 
     task: str
     number: int
     question: str
     gold: str
     answers: list[Answer]
-    pictures: list[str] = field(default_factory=list)
+    images: tuple[str, ...] = ()
 
     @property
     def verdicts(self) -> str:
@@ -43,11 +44,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """The samples of a page, and how many there are in all."""
+    """The samples of a page, how many there are in all, and their pictures as data URIs, by file."""
 
     whos: list[str]
     shown: list[Reading]
     count: int
+    pictures: dict[str, str]
 
     @property
     def has_verdicts(self) -> bool:
@@ -73,7 +75,7 @@ def read_task(task: str, folders: Mapping[str, ScoreFolder]) -> list[Reading]:
     ]
     first = found[0][1] if found else []
     return [
-        Reading(task, number, sample.question, sample.gold, list(answers))
+        Reading(task, number, sample.question, sample.gold, list(answers), sample.images)
         for number, (sample, *answers) in enumerate(zip(first, *columns, strict=True), 1)
     ]
 
@@ -84,7 +86,10 @@ def collect(tasks: Sequence[Sequence[Reading]]) -> Readings:
     share = MOST // (max(1, len(tasks)) * whos)
     shown = [reading for task in tasks for reading in task[:share]]
     names = list(dict.fromkeys(answer.who for reading in shown for answer in reading.answers))
-    return Readings(names, shown, sum(map(len, tasks)))
+    album = Album()
+    for reading in shown:
+        album.add(reading.images)
+    return Readings(names, shown, sum(map(len, tasks)), album.shown)
 
 
 def count_pairs(readings: Sequence[Reading]) -> list[list[str]]:
