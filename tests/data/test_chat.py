@@ -180,7 +180,7 @@ def test_refusals(tokenizer):
         TEMPLATES["plain"].render((Message("user", (Text("What is this?"), Image("cat.png"))),))
     bare = load_tokenizer(ModelSection(name=EMBEDDED))
     bare.chat_template = None
-    with pytest.raises(MiloraError, match="has no chat template .*plain, alpaca, commonsense, tulu, vicuna"):
+    with pytest.raises(MiloraError, match="has no chat template .*plain, alpaca, commonsense, peft, tulu, vicuna"):
         resolve_template("chat", lambda: bare)
 
 

@@ -30,7 +30,12 @@ COMMONSENSE_EVALUATION = (
     "                "
 )
 
-TRAINING = {"plain": "Question: How many?\nAnswer:", "alpaca": ALPACA, "commonsense": COMMONSENSE}
+TRAINING = {
+    "plain": "Question: How many?\nAnswer:",
+    "alpaca": ALPACA,
+    "commonsense": COMMONSENSE,
+    "peft": "Question: How many? Think step by step.\nAnswer:",
+}
 OFFICIAL = {
     "arithmetic": "Question: How many?\nAnswer:",
     "gsm8k": ALPACA + " Let's think step by step.",

@@ -178,6 +178,8 @@ TEMPLATES = {
         "\n\n                ### Instruction:\n                {question}\n                \n"
         "                ### Response:\n                "
     ),
+    # PEFT's method comparison on MetaMathQA; its answers, too, follow at once.
+    "peft": TextTemplate("Question: {question} Think step by step.\nAnswer:"),
 }
 # Named chat templates. White space around a message is removed, answers end with EOS.
 TURNS = {

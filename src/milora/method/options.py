@@ -29,7 +29,7 @@ Method = Literal["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa"
 Export = Literal["lora", "gguf", "merged", "residual"]
 """The format in which a trained run is exported."""
 
-TemplateName = Literal["auto", "chat", "plain", "alpaca", "commonsense", "tulu", "vicuna"]
+TemplateName = Literal["auto", "chat", "plain", "alpaca", "commonsense", "peft", "tulu", "vicuna"]
 """How a conversation becomes text: with the model's own chat template, or with one of milora's. `auto` chooses."""
 
 DataSet = Literal[
