@@ -8,13 +8,14 @@ from PIL import Image
 
 from milora import MiloraError
 from milora.data.picture_sets import SHORT, UNANSWERABLE
-from milora.evaluation.check import check_tasks
+from milora.evaluation.check import check_evaluation, check_tasks
 from milora.evaluation.conditions import settings_of
 from milora.evaluation.evaluate import evaluate, locate_samples
 from milora.evaluation.scores import read_samples
 from milora.evaluation.target import resolve_target
 from milora.models.base import load_model
 from milora.models.vision import load_processor
+from milora.run.recipe import Recipe
 from milora.run.sections import EvaluationSection, ModelSection
 from tests.pictures import draw
 
@@ -114,6 +115,9 @@ def test_what_is_refused_before_a_model_is_loaded(small_model, tiny_llava, folde
     for name in ("vizwiz", "vizwiz_blind"):
         with pytest.raises(MiloraError, match=f"{name} shows pictures, and .* takes text only"):
             _score(str(small_model), _section(folder, name))
+    recipe = {"name": "a", "model": {"name": str(small_model)}, "data": {"name": "arithmetic"}}
+    with pytest.raises(MiloraError, match="scienceqa shows pictures, and .* takes text only"):
+        check_evaluation(Recipe(**recipe, evaluation=_section(folder, "scienceqa")))  # its shortest row has none
     server = {"backend": "server", "url": "http://localhost:1/v1"}
     with pytest.raises(MiloraError, match="pope, mmbench_test shows pictures, and a server is asked with text"):
         check_tasks(EvaluationSection(tasks=["pope", "gsm8k", "mmbench_test"], **server))

@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import pytest
 
 from milora import MiloraError
-from milora.data.picture_sets import LETTER, POPE_SPLITS, ask, identify_pictures
+from milora.data.picture_sets import LETTER, POPE_SPLITS, SHORT, ask, identify_pictures
+from milora.data.rows import load_rows
 from milora.evaluation.benchmarks import BENCHMARKS
 from milora.evaluation.graders.letters import read_mmbench, read_scienceqa
 from milora.evaluation.graders.vqa import match, measure_agreement, normalize, score_textvqa, score_vqa
@@ -251,6 +252,14 @@ def test_pope_reads_a_no_among_the_words_of_the_first_sentence(completion, shown
     rows = [ask("Is there a dog in the image?", gold, None, split="random") for gold in ("yes", "no")]
     grades = BENCHMARKS["pope"].grade([completion] * 2, rows)["accuracy"]
     assert [(grade.answer, grade.score) for grade in grades] == [(shown, float(is_yes)), (shown, float(not is_yes))]
+
+
+def test_popes_later_random_split_has_other_questions(vision, folder):
+    later = read_lines(vision / "pope_coco_random.json")
+    rows = [row for row in load_rows("pope", "test", folder) if row.fields["split"] == "random"]
+    assert (len(later), len(rows)) == (3000, 2910)
+    ours = {(Path(row.images[0]).name, row.question.removesuffix(SHORT)) for row in rows}
+    assert len({(row["image"], row["text"]) for row in later} - ours) == 234
 
 
 def test_pope_of_a_model_that_never_says_yes():

@@ -98,7 +98,10 @@ def _of_benchmark(target: Target, benchmark: Benchmark, section: EvaluationSecti
 
 
 def _describe_prompt(benchmark: Benchmark) -> str:
-    return benchmark.prompt.text if benchmark.prompt else "the model's own chat template, or the question alone"
+    if benchmark.prompt:
+        return benchmark.prompt.text
+    other = "Vicuna's" if benchmark.has_pictures else "the question alone"
+    return f"the model's own chat template, or {other}"
 
 
 def _describe_judge(section: JudgeSection) -> str:
