@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from milora.method.errors import MiloraError
+
 
 def add_update(result: Tensor, x: Tensor, A: Tensor, B: Tensor, A0: Tensor, B0: Tensor, scaling: float) -> Tensor:
     """Return result + s·x [A; A − A₀]ᵀ [B − B₀, B₀]ᵀ; gradients flow to `result`, `x`, A and B.
@@ -23,7 +25,15 @@ def add_update(result: Tensor, x: Tensor, A: Tensor, B: Tensor, A0: Tensor, B0: 
         A, A0: `(r, in)`.
         B, B0: `(out, r)`.
         scaling: s.
+
+    Raises:
+        MiloraError: the trained factors have another rank than those that they started from, as after a hot swap.
     """
+    if A.shape != A0.shape or B.shape != B0.shape:  # some shapes would broadcast
+        raise MiloraError(
+            f"factors of rank {len(A)} were loaded over a MiLoRA adapter of rank {len(A0)}",
+            "load them under another adapter name",
+        )
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else A.dtype
     total: Tensor = _AddUpdate.apply(result, x.to(dtype), A, B, A0, B0, scaling)  # type: ignore[no-untyped-call]
