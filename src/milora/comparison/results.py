@@ -13,9 +13,9 @@ from milora.evaluation.benchmarks import GROUPS
 from milora.evaluation.evaluate import find_scores, locate_samples
 from milora.evaluation.forgetting import CROSS_ENTROPY, FLOOR, FORGETTING
 from milora.evaluation.scores import Metric, Scores, read_samples
-from milora.evaluation.target import Target, target_of_run
+from milora.evaluation.target import target_of_run
+from milora.run.directory import ScoreFolder
 from milora.run.records import Divergence, StepLoss, TrainingRecord
-from milora.run.sections import EvaluationSection
 
 COSTS = {
     "seconds": "training seconds",
@@ -129,7 +129,7 @@ def collect_results(grid: Grid) -> Results:
 def _read(cell: Cell) -> _Finished:
     section, target = cell.run.recipe.evaluation, target_of_run(cell.run)
     scores = {found.task: found for found in find_scores(target, section)}
-    items = {task: _read_items(target, task, section) for task in scores if task != FORGETTING}
+    items = {task: read_items(locate_samples(target, task, section)) for task in scores if task != FORGETTING}
     return _Finished(cell, cell.run.read(TrainingRecord), scores, items)
 
 
@@ -232,14 +232,19 @@ def _items_of(arm: Arm, task: str, finished: Sequence[_Finished]) -> dict[int, G
     }
 
 
-def _read_items(target: Target, task: str, section: EvaluationSection) -> Graded:
-    """The headline's score of every item; those of an average are weighted so that their mean is that of its tasks."""
+def read_items(folders: Sequence[ScoreFolder]) -> Graded:
+    """Return the headline's score of every item of a task, or of a group's tasks, weighted so that their mean is its.
+
+    There are no items if the headline of one of them is not a mean of grades, such as POPE's F1.
+    """
     questions, parts = [], []
-    for folder in locate_samples(target, task, section):
+    for folder in folders:
         primary = folder.read(Scores).primary
         graded = [sample for sample in read_samples(folder) if primary in sample.grades]
         questions += [sample.question for sample in graded]
         parts.append([sample.grades[primary].score for sample in graded])
+    if not all(parts):
+        return Graded([], [])
     counts = [sum(score is not None for score in part) for part in parts]
     weights = [sum(counts) / (len(parts) * count) if count else 0.0 for count in counts]
     return Graded(
