@@ -33,7 +33,7 @@ def test_nothing_in_common_is_not_tested():
     assert scored_in_all([Graded([], []), Graded([], [])]).shape == (2, 0)
 
 
-def test_a_group_with_a_headline_that_is_no_mean_of_grades_has_no_items(tmp_path):
+def test_a_group_with_a_headline_that_is_not_a_mean_of_grades_has_no_items(tmp_path):
     """An average of seven tasks must not be tested on the items of six."""
     for name, primary in (("gqa", "accuracy"), ("pope", "f1")):
         settings = Settings("m", "1")

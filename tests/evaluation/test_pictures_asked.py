@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 
-from milora import MiloraError
+from milora import MiloraError, initialize_lora_milora_weights
 from milora.data.picture_sets import SHORT, UNANSWERABLE
 from milora.evaluation.check import check_evaluation, check_tasks
 from milora.evaluation.conditions import settings_of
@@ -62,15 +64,14 @@ def _score(model, section):
     return scores, read_samples(stored)
 
 
-def _answer_alone(model, sample):
+def _answer_alone(name, model, sample):
     """What transformers' own processor and `generate` say to one question without a batch."""
-    section = ModelSection(name=model, dtype="float32")
-    processor = load_processor(section)
+    processor = load_processor(ModelSection(name=name, dtype="float32"))
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.question}]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(images=[Image.open(sample.images[0])], text=[text], return_tensors="pt")
     ends = [processor.tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    made = load_model(section).generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=ends, pad_token_id=0)
+    made = model.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=ends, pad_token_id=0)
     return processor.tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -79,10 +80,31 @@ def test_pictures_are_asked_about_as_transformers_asks(model, folder):
     scores, samples = _score(model, _section(folder))
     assert [Path(sample.images[0]).name for sample in samples] == ["red.png", "blue.png", "green.png"]
     assert samples[0].question == f"Which?{UNANSWERABLE}{SHORT}" and samples[0].gold == "red"
-    assert [sample.completion for sample in samples] == [_answer_alone(model, sample) for sample in samples]
+    alone = load_model(ModelSection(name=model, dtype="float32"))
+    assert [sample.completion for sample in samples] == [_answer_alone(model, alone, sample) for sample in samples]
     assert scores.primary == "accuracy" and scores.count == 3
     again, _ = _score(model, _section(folder))
     assert again == scores
+
+
+@pytest.mark.slow
+def test_a_trained_adapter_sees_as_in_training(tiny_llava, folder, tmp_path):
+    name = str(tiny_llava)
+    base = load_model(ModelSection(name=name, dtype="float32"))
+    base.name_or_path = name
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=r".*language_model.*\.(q_proj|down_proj)")
+    model = get_peft_model(base, config)
+    initialize_lora_milora_weights(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 20)
+    model.save_pretrained(tmp_path / "adapter")
+    _, samples = _score(str(tmp_path / "adapter"), _section(folder))
+    _, before = _score(name, _section(folder))
+    answers = [sample.completion for sample in samples]
+    assert answers == [_answer_alone(name, model.eval(), sample) for sample in samples]
+    assert answers != [sample.completion for sample in before]
 
 
 @pytest.mark.slow

@@ -354,7 +354,7 @@ def test_without_a_folder_or_a_file_or_with_another_form(tmp_path):
         BENCHMARKS["pope"].load(None)
     with pytest.raises(MiloraError, match="val.json does not exist") as missing:
         BENCHMARKS["vizwiz"].load(str(tmp_path))
-    assert "Annotations.zip" in missing.value.hint
+    assert "Annotations.zip" in missing.value.hint and "leave data_dir out" not in missing.value.hint
     (tmp_path / "vizwiz").mkdir()
     (tmp_path / "vizwiz/val.json").write_text('[{"image": "a.jpg"}]')
     with pytest.raises(MiloraError, match=r"rows of vizwiz in .*val.json have another form .* KeyError 'answers'"):

@@ -14,7 +14,7 @@ from milora.data.conversation import Conversation, Image, Message, Text
 from milora.data.files import read_rows
 from milora.data.kept_pictures import keep_picture
 from milora.data.pictures import check_pictures
-from milora.data.published import Published, find_published
+from milora.data.published import Published, candidates
 from milora.method.errors import MiloraError
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -80,8 +80,18 @@ def find_picture_files(name: str, data_dir: str | None) -> list[Path]:
             f"{name} is read from local files, {', '.join(file.files[0] for file in files)} and its pictures",
             "set evaluation.data_dir (--data-dir) to the folder that contains them (docs/vision_benchmarks.md)",
         )
-    found = [find_published(file, data_dir) for file in files]
-    return [file for file in found if file is not None]
+    return [_find(file, data_dir) for file in files]
+
+
+def _find(published: Published, data_dir: str) -> Path:
+    paths = (path for name in published.files for path in candidates(name, data_dir))
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise MiloraError(
+            f"{Path(data_dir) / published.files[0]} does not exist",
+            f"get it from {published.address} (docs/vision_benchmarks.md)",
+        )
+    return found
 
 
 def identify_pictures(name: str, data_dir: str) -> str:
