@@ -140,4 +140,4 @@ def test_a_diverged_run_is_listed_as_failed(tmp_path):
     diverge(run, 3, 0.5)
     assert "failed: diverged at step 3, at learning rate 0.5" in format_runs(list_runs(tmp_path))
     make_run(run)  # trained again, and to the end
-    assert "diverged" not in format_runs(list_runs(tmp_path))
+    assert "failed: diverged" not in format_runs(list_runs(tmp_path))

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic_core import to_jsonable_python
 
 from milora.cli.options import RUNS, Overrides, RecipeName, app
 from milora.comparison.paper import format_index, read_index
 from milora.comparison.plan import list_comparisons, load_comparison
+from milora.method.files import format_json
+from milora.run.directory import is_run
 from milora.run.launch import list_launchers, locate_launcher
 from milora.run.recipe import list_recipes, load_recipe
 
@@ -49,9 +52,22 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 @app.command("runs")
 def runs_(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that contains run directories.")] = RUNS,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="A folder of run directories, or runs to compare.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with numbers as numbers.")] = False,
 ) -> None:
-    """List the runs of a folder, with their state and results."""
-    from milora.report.runs import format_runs, list_runs
+    """List the runs of a folder, with their state and results, and how each goes on.
 
-    typer.echo(format_runs(list_runs(folder)))
+    With several run directories: side by side, and in what they differ.
+    """
+    from milora.report.beside import format_beside
+    from milora.report.runs import format_runs, list_runs, list_these
+
+    paths = paths or [RUNS]
+    are_runs = len(paths) > 1 or is_run(paths[0])
+    found = list_these(paths) if are_runs else list_runs(paths[0])
+    if as_json:
+        typer.echo(format_json(to_jsonable_python(found), indent=1))
+    else:
+        typer.echo(format_beside(found) if are_runs else format_runs(found))

@@ -1,25 +1,38 @@
-"""A folder of run directories → a table: what each is, how far it is, and what came of it."""
+"""A folder of run directories → a table: what each is, how far it is, what came of it, and how it goes on."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from milora.evaluation.scores import Scores, format_metric
 from milora.method.errors import MiloraError
-from milora.run.directory import EVERYTHING, RunDirectory, is_run, open_run, step_of
+from milora.report.facts import flatten, say_seconds
+from milora.run.directory import EVERYTHING, RECIPE, RunDirectory, is_run, open_run, step_of
 from milora.run.records import Divergence, TrainingRecord
+
+COLUMNS = ("run", "state", "rate", "seed", "time", "held-out loss", "scores", "what differs", "next")
+IN_COLUMNS = ("training.learning_rate", "seed")
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One run: its folder's name, its state, its settings by dotted key if they can be read, and its results."""
+    """One run: its state, its settings by dotted key, and its results, as far as they are there.
 
-    name: str
+    `settings` are those that differ from the defaults. `next` is the command that continues the run, or, if all is
+    done, its report.
+    """
+
+    run: str
+    path: Path
     state: str
-    settings: dict[str, Any] | None
-    held_out_loss: str
-    scores: str
+    next: str
+    settings: dict[str, Any] | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    seconds: float | None = None
+    held_out_loss: tuple[float, float] | None = None
+    scores: dict[str, Scores] = field(default_factory=dict)
 
 
 def list_runs(folder: Path) -> list[Listed]:
@@ -34,32 +47,78 @@ def list_runs(folder: Path) -> list[Listed]:
     return [_describe(path) for path in paths]
 
 
+def list_these(paths: Sequence[Path]) -> list[Listed]:
+    """Return what these run directories contain.
+
+    Raises:
+        MiloraError: one of them is not a run directory, or not of this version.
+    """
+    for path in paths:
+        open_run(path, EVERYTHING)
+    return [_describe(path) for path in paths]
+
+
+def _describe(path: Path) -> Listed:
+    try:
+        run = open_run(path, EVERYTHING)  # which runs nothing
+    except MiloraError as error:
+        return Listed(path.name, path, f"not readable: {error.message}", error.hint)
+    training = run.read(TrainingRecord) if run.is_trained else None
+    return Listed(
+        path.name,
+        path,
+        _state(run),
+        _say_next(run),
+        flatten(run.recipe.model_dump(exclude={"name", "description", "parent"}, exclude_defaults=True)),
+        run.recipe.training.learning_rate,
+        run.recipe.seed,
+        training.seconds_per_step * training.steps if training else None,  # of a resumed run, too
+        training.held_out_loss if training else None,
+        {scores.task: scores for scores in _read_scores(run)},
+    )
+
+
 def format_runs(runs: Sequence[Listed]) -> str:
     """A plain table; of the settings only those in which runs differ."""
     known = [run.settings for run in runs if run.settings is not None]
-    keys = {key for settings in known for key in settings}
+    keys = {key for settings in known for key in settings}.difference(IN_COLUMNS)
     differing = sorted(key for key in keys if len({str(settings.get(key)) for settings in known}) > 1)
-    rows = [("run", "state", "held-out loss", "scores", "what differs")]
-    rows += [(run.name, run.state, run.held_out_loss, run.scores, _say(run.settings or {}, differing)) for run in runs]
+    rows: list[Sequence[str]] = [COLUMNS]
+    for run in runs:
+        differs = (
+            " ".join(f"{key}={run.settings[key]}" for key in differing if key in run.settings) if run.settings else ""
+        )
+        rate, seed = say_number(run.learning_rate), say_number(run.seed)
+        rows.append((run.run, run.state, rate, seed, say_time(run), say_loss(run), say_scores(run), differs, run.next))
+    return format_columns(rows)
+
+
+def format_columns(rows: Sequence[Sequence[str]]) -> str:
+    """A plain table whose columns are as wide as what they contain."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
-def _describe(path: Path) -> Listed:
-    try:
-        return _read(open_run(path, EVERYTHING))  # which runs nothing
-    except MiloraError as error:
-        return Listed(path.name, "not readable", None, "–", error.message)
+def say_number(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
 
 
-def _read(run: RunDirectory) -> Listed:
-    loss = "–"
-    if run.is_trained and (losses := run.read(TrainingRecord).held_out_loss):
-        loss = f"{losses[0]:.3f} → {losses[1]:.3f}"
-    settings = _flatten(run.recipe.model_dump(exclude={"name", "description"}, exclude_defaults=True))
-    return Listed(run.path.name, _state(run), settings, loss, _say_scores(run))
+def say_time(run: Listed) -> str:
+    return "–" if run.seconds is None else say_seconds(run.seconds)
+
+
+def say_loss(run: Listed) -> str:
+    return f"{run.held_out_loss[0]:.3f} → {run.held_out_loss[1]:.3f}" if run.held_out_loss else "–"
+
+
+def say_scores(run: Listed) -> str:
+    return "; ".join(f"{task} {say_score(scores)}" for task, scores in run.scores.items()) or "–"
+
+
+def say_score(scores: Scores) -> str:
+    return f"{format_metric(scores.headline, scores.unit)}, n = {scores.count}"
 
 
 def _state(run: RunDirectory) -> str:
@@ -72,18 +131,15 @@ def _state(run: RunDirectory) -> str:
     return f"at step {step_of(checkpoint)}" if checkpoint else "started"
 
 
-def _say_scores(run: RunDirectory) -> str:
-    found = [folder.read(Scores) for folder in run.score_folders("trained") if folder.has(Scores)]
-    said = [f"{scores.task} {format_metric(scores.headline, scores.unit)}, n = {scores.count}" for scores in found]
-    return "; ".join(said) or "–"
+def _say_next(run: RunDirectory) -> str:
+    """A run whose training diverged would diverge again: what goes on is another run, at a third of the rate."""
+    if run.is_trained and run.report.is_file():
+        return str(run.report)
+    if run.is_diverged:
+        lower = f"training.learning_rate={run.recipe.training.learning_rate / 3:.1g}"
+        return f"milora run {run.path / RECIPE} {lower}"
+    return f"milora run {run.path}"
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _say(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
-    return " ".join(f"{key}={settings[key]}" for key in keys if key in settings)
+def _read_scores(run: RunDirectory) -> list[Scores]:
+    return [folder.read(Scores) for folder in run.score_folders("trained") if folder.has(Scores)]
