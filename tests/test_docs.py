@@ -1,7 +1,8 @@
-"""The code of the page about TRL runs as it is, but for a tiny model and a single step."""
+"""The code and commands of the docs run as they are, but for a tiny model and a single step."""
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import drift, logits_of
 
-PAGE = Path(__file__).parents[1].joinpath("docs", "trl.md").read_text()
-START, EXPORT, *TRAINERS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def code_of(page):
+    return re.findall(r"```python\n(.*?)```", DOCS.joinpath(page).read_text(), re.DOTALL)
+
+
+START, EXPORT, *TRAINERS = code_of("trl.md")
+QUICKSTART = re.findall(r"^milora .*", DOCS.joinpath("quickstart.md").read_text(), re.MULTILINE)
 ONE_STEP = (
     "max_steps=1, bf16=False, use_cpu=True, report_to='none', per_device_train_batch_size=4, learning_rate=1e-2, "
     "lr_scheduler_type='constant', disable_tqdm=True"
@@ -56,3 +64,29 @@ def test_its_code_runs(code, small_model, tmp_path, monkeypatch):
     plain = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
     assert drift(logits_of(PeftModel.from_pretrained(plain, "lora")), trained) <= 1e-5
     assert "GRPO" in code or drift(trained, base) > 1e-6  # all its rewards may be equal, and then nothing is learned
+
+
+@pytest.mark.parametrize("page", ["quickstart.md", "trainer.md", "quantized.md"])
+def test_the_code_of_a_page_runs(page, small_model, load_small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"rows": [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 4}
+    for code in code_of(page):
+        one_step = "max_steps=1, use_cpu=True, report_to='none', disable_tqdm=True"
+        exec(code.replace("MODEL", str(small_model)).replace("max_steps=100", one_step), names)
+    exported = [folder for folder in ("out", "lora") if Path(folder, "adapter_model.safetensors").is_file()]
+    if page != "quantized.md":
+        plain = PeftModel.from_pretrained(load_small(), exported[0])
+        assert drift(logits_of(plain), logits_of(names["model"])) <= 1e-5
+
+
+@pytest.mark.parametrize("command", [line for line in QUICKSTART if "instruct-chat" not in line])
+def test_the_commands_of_the_quickstart_run(command, finished, small_recipe, data_dir, call):
+    rows = [{"messages": [*ASKED, {"role": "assistant", "content": f"2, not {wrong}"}]} for wrong in range(12)]
+    call.folder.joinpath("chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = {"chat-smoke": small_recipe, "RUN": finished[1], "128": 4, "16": 2}
+    _, verb, *arguments = (words.get(word, word) for word in shlex.split(command))
+    if verb == "eval":
+        arguments += ["--data-dir", data_dir]
+    code, out, err = call(verb, *arguments)
+    assert code == 0, err
+    assert {"run": "held-out loss", "eval": "gsm8k", "export": "adapter.gguf"}[verb] in out
