@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from milora.data.picture_sets import LETTER, SHORT, UNANSWERABLE
+from milora.data.picture_rows import LETTER, SHORT, UNANSWERABLE
 
 TINY = base64.b64encode(b"not a real picture").decode()
 

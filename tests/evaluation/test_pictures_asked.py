@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from milora import MiloraError, initialize_lora_milora_weights
-from milora.data.picture_sets import SHORT, UNANSWERABLE
+from milora.data.picture_rows import SHORT, UNANSWERABLE
 from milora.evaluation.check import check_evaluation, check_tasks
 from milora.evaluation.conditions import settings_of
 from milora.evaluation.evaluate import evaluate, locate_samples

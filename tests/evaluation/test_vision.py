@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,8 @@ from xml.etree import ElementTree
 import pytest
 
 from milora import MiloraError
-from milora.data.picture_sets import LETTER, POPE_SPLITS, SHORT, ask, identify_pictures
+from milora.data.picture_rows import LETTER, POPE_SPLITS, SHORT, ask
+from milora.data.picture_sets import PICTURE_SETS, identify_pictures
 from milora.data.rows import load_rows
 from milora.evaluation.benchmarks import BENCHMARKS
 from milora.evaluation.graders.letters import read_mmbench, read_scienceqa
@@ -363,6 +365,29 @@ def test_without_a_folder_or_a_file_or_with_another_form(tmp_path):
     (tmp_path / "mmbench_dev_20230712.tsv").write_text(table)
     with pytest.raises(MiloraError, match="row 1 has no picture in base64"):
         BENCHMARKS["mmbench"].load(str(tmp_path))
+
+
+WRONG_FORMS = {
+    "another object": {"data": [{"a": 1}]},
+    "no object": [1, "text", None],
+    "none": [],
+    "none inside": {"questions": [], "annotations": []},
+    "texts for lists": {"questions": "abc", "annotations": "abc"},
+    "numbers for texts": [{"image": 1, "question": 2, "answers": 3, "text": 4, "label": 5, "conversations": 6}],
+    "texts for numbers": {"questions": [{"question_id": "x", "image_id": "y", "question": "z"}], "annotations": []},
+}
+
+
+@pytest.mark.parametrize("form", WRONG_FORMS)
+def test_any_other_form_is_an_error_with_the_file(tmp_path, form):
+    for name, picture_set in PICTURE_SETS.items():
+        for published in picture_set.files:
+            path = tmp_path / published.files[0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(WRONG_FORMS[form])
+            path.write_text("index\tquestion\n1\tq\n" if path.suffix == ".tsv" else text)
+        with pytest.raises(MiloraError, match=re.escape(str(tmp_path))):
+            BENCHMARKS[name].load(str(tmp_path))
 
 
 def test_a_changed_picture_is_another_picture(tmp_path):

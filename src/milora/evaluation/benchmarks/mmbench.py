@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from milora.data.conversation import Conversation
-from milora.data.picture_sets import OPTIONS, ROUND
+from milora.data.picture_rows import OPTIONS, ROUND
 from milora.evaluation.benchmarks.benchmark import Benchmark
 from milora.evaluation.benchmarks.scienceqa import NEW_TOKENS
 from milora.evaluation.graders.grade import Grade

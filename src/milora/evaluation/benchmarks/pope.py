@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from milora.data.conversation import Conversation
-from milora.data.picture_sets import POPE_SPLITS
+from milora.data.picture_rows import POPE_SPLITS
 from milora.evaluation.benchmarks.benchmark import Benchmark
 from milora.evaluation.benchmarks.vqav2 import NEW_TOKENS
 from milora.evaluation.graders.grade import Grade
