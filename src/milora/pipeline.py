@@ -16,7 +16,7 @@ from milora.evaluation.check import check_evaluation, expand
 from milora.evaluation.evaluate import evaluate
 from milora.evaluation.scores import Scores
 from milora.evaluation.target import target_of_run
-from milora.method.analysis import measure_spectra
+from milora.method.analysis.spectrum import measure_spectra
 from milora.method.errors import MiloraError
 from milora.method.options import Export, Scheduler
 from milora.models.base import load_model

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 import milora
 from milora.evaluation.generation.wide import widen
-from milora.method.analysis import measure_change
+from milora.method.analysis.change import measure_change
 from milora.method.disk.start import initialize_checkpoint
 from milora.method.export import replace_by_lora
 from milora.method.factors import Choice

@@ -145,6 +145,15 @@ def _check(weight: Tensor, rank: int, components: str, weighting: str, solver: s
         raise MiloraError(f"solver={solver!r} is unknown", f"choose one of {', '.join(get_args(Solver))}")
     if solver == "lanczos" and components not in ("minor", "principal"):
         raise MiloraError(f"solver='lanczos' cannot find {components} components", "use solver='auto'")
+    check_weight(weight, rank)
+
+
+def check_weight(weight: Tensor, rank: int) -> None:
+    """Raise unless the weight is a finite matrix with at least `rank` components.
+
+    Raises:
+        MiloraError: it is not.
+    """
     if weight.ndim != 2:
         raise MiloraError(f"a weight must be a matrix, got shape {tuple(weight.shape)}", "pass a 2-D tensor")
     check_rank(rank, tuple(weight.shape))

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from milora.method.analysis import measure_change, measure_full_change
+from milora.method.analysis.change import measure_change, measure_full_change
 from milora.models.base import attach_adapter, load_model
 from milora.run.directory import RunDirectory, step_of
 from milora.run.launch import count_processes, name_launcher

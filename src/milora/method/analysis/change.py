@@ -1,4 +1,4 @@
-"""Measures the spectra of weights, and how far training changed them."""
+"""How far training changed a model: ‖ΔW‖ over all its layers."""
 
 import copy
 import math
@@ -8,23 +8,11 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from milora.method.ordinary import square_product
 from milora.method.variant.linear import IntactVariant, find_variant, stacked_update
 from milora.method.variant.weights import base_weight
-
-
-def measure_spectra(model: nn.Module, count: int = 4) -> dict[str, list[float]]:
-    """Return all singular values, descending, of `count` linear weights spread evenly over the model's depth."""
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, (nn.Linear, Conv1D))}
-    names = list(layers)
-    step = max(1, len(names) // count)
-    chosen = names[step // 2 :: step][:count]
-    weights = {name: dequantize_module_weight(layers[name]).detach().float() for name in chosen}
-    return {name: torch.linalg.svdvals(weight).tolist() for name, weight in weights.items()}
 
 
 @torch.no_grad()
