@@ -102,7 +102,7 @@ def decompose_product(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]
     Q_down, R_down = torch.linalg.qr(down.T)
     X, S, Yh = torch.linalg.svd(R_up @ R_down.T)
     rounding = torch.finfo(S.dtype).eps * max(len(up), down.shape[1])
-    rank = int(torch.count_nonzero(S > rounding * S[0]))
+    rank = int((rounding * S[0] < S).sum())
     return Q_up @ X[:, :rank], S[:rank], Q_down @ Yh[:rank].T
 
 
