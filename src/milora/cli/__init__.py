@@ -6,6 +6,7 @@ from milora.cli import (
     lists as lists,
     doctor as doctor,
     runs as runs,
+    inspect as inspect,
     chat as chat,
     adapters as adapters,
     compare as compare,

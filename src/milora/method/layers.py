@@ -36,7 +36,7 @@ def ready_layers(
             )
         if weight.is_meta and not is_offloaded(layer):
             raise MiloraError(f"{name}: the weight is on the meta device", "load the model's weights first")
-        if _is_sharded(weight):
+        if is_sharded(weight):
             raise MiloraError(
                 f"{name}: the weight is already sharded across processes (FSDP, ZeRO-3)",
                 "initialize before the engine prepares the model; with ZeRO-3, load it before TrainingArguments exist",
@@ -174,7 +174,7 @@ def milora_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
             "call initialize_lora_milora_weights(model) before training",
         )
     for name, layer in layers.items():
-        if _is_sharded(trained_factors(layer, adapter_name)[0]):
+        if is_sharded(trained_factors(layer, adapter_name)[0]):
             raise MiloraError(
                 f"{name}: the adapter is sharded across processes (FSDP, ZeRO-3)",
                 "save it unsharded, and load that with load_milora in one process",
@@ -182,6 +182,6 @@ def milora_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
     return layers
 
 
-def _is_sharded(weight: Tensor) -> bool:
+def is_sharded(weight: Tensor) -> bool:
     """Return whether this process has only a shard: under FSDP2, or under ZeRO-3 outside of a forward pass."""
     return isinstance(weight, DTensor) or not weight.numel()

@@ -16,6 +16,7 @@ runs/<name>-<digest>/
   evaluation/<who>/<task>/<settings>/{scores.json, samples.jsonl, completions-*.jsonl}
                         who: base, trained, checkpoint-N; with a judge also judgments.jsonl, and AlpacaEval's own files
   export/<form>/        lora, merged or residual; of a checkpoint, <form>-checkpoint-N
+  inspection/           what `milora inspect` found: index.html, inspection.json, and pictures
   report.html
   worker.log, cell.json in a comparison: what the process said, and that all is done
 """
@@ -175,6 +176,10 @@ class RunDirectory(RecordFolder):
         return [ScoreFolder(path) for path in sorted((self.evaluation / who).glob("*/*"))]
 
     @property
+    def inspection(self) -> Path:
+        return self.path / "inspection"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -195,6 +200,12 @@ class RunDirectory(RecordFolder):
 def locate_scores(root: Path, who: str, task: str, settings: str) -> ScoreFolder:
     """Return where the scores of `who` on a task go; those under other settings, by digest, are kept beside them."""
     return ScoreFolder(root / who / task / settings)
+
+
+def list_scores(root: Path, who: str, task: str) -> list[ScoreFolder]:
+    """Return the folders of a task's finished scores, one for each setting."""
+    found = [ScoreFolder(path) for path in sorted((root / who / task).glob("*"))]
+    return [folder for folder in found if (folder.path / FILES["Scores"]).is_file()]
 
 
 def locate_export(folder: Path, form: Export, checkpoint: str = "") -> Path:

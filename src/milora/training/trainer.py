@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer  # type: ignore[attr-defined]  # TRL declares its public names lazily
 
 from milora.data.tokens import IGNORED
+from milora.method.analysis.watch import watch_update
 from milora.method.options import Layout
 from milora.run.directory import CHECKPOINT
 from milora.training.attention import lay_out
@@ -126,8 +127,11 @@ class RecipeTrainer(SFTTrainer):
         return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a loss with the speed, for every tracker."""
-        super().log({**logs, **self.speed.measure()} if "loss" in logs else logs, start_time)
+        """Log a loss with the speed and the size of the update, for every tracker."""
+        if "loss" in logs:
+            update = watch_update(self.model) if isinstance(self.model, PeftModel) else {}
+            logs = {**logs, **self.speed.measure(), **update}
+        super().log(logs, start_time)
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Return the metrics with the cross-entropy alone: AdaLoRA adds a penalty to its loss in evaluation too."""

@@ -1,6 +1,7 @@
 """Which matrices a model's LoRA layers have, and the update that an adapter makes to each."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,12 @@ from torch import Tensor
 from milora.method.errors import MiloraError
 from milora.method.names import PREFIX
 from milora.method.unsupported import adapter_layers, is_decomposable
+from milora.method.variant.config import lora_config
 from milora.method.variant.linear import IntactVariant, find_variant, stacked_update
 from milora.method.variant.weights import matrix_names, read_weight, weight_shape
+
+# The init_lora_weights with which PEFT leaves the base as it is. The others replace W by a residual when they load.
+UNTOUCHED = (True, False, "gaussian", "orthogonal", "mica", "eva")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,12 @@ def find_updates(model: PeftModel, adapter_name: str = "default") -> tuple[dict[
             "name a LoRA: that of lora, rslora, loraplus, mica, pissa, olora, lora_ga or milora",
         )
     found = {}
+    start = lora_config(model, adapter_name).init_lora_weights
+    if start not in UNTOUCHED:
+        raise MiloraError(
+            f"PEFT replaces the base's weights for init_lora_weights={start!r}: B A is not the update of the original",
+            "convert it with save_pretrained(…, path_initial_model_for_weight_conversion=…), and name the result",
+        )
     for name, layer in layers.items():
         variant = find_variant(layer, adapter_name)
         if not isinstance(variant, IntactVariant | None):
@@ -81,3 +92,17 @@ def _matrix_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
 
 def _reader(layer: LoraLayer, index: int) -> Callable[[], Tensor]:
     return lambda: read_weight(layer, index)
+
+
+def layer_of(name: str) -> int:
+    """Return the number of the layer that a weight is in; -1 if its name has none."""
+    number = re.search(r"\.(\d+)\.", name)
+    return int(number[1]) if number else -1
+
+
+def group_by_type(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names of weights by their last part, in the model's order; experts are of one type."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"\[\d+\]$", "", name).rpartition(".")[2], []).append(name)
+    return groups

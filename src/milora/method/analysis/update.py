@@ -43,8 +43,10 @@ class UpdateFigures:
         amplification: ‖UᵀΔWV‖ / ‖UᵀWV‖ (paper, table 7, after Hu et al. 2021).
         similarity: see there; None if ΔW is zero.
         outputs: ‖uᵢᵀΔW‖² / ‖ΔW‖² for each left singular vector of W in its spectrum: the share of the update that
-            writes to the outputs of component i. What is missing to 1 lies in the components that are not there.
+            writes to the outputs of component i.
         inputs: ‖ΔWvᵢ‖² / ‖ΔW‖² for each right one: the share that reads its inputs.
+        between: the shares of outputs and of inputs in the components between the ends of a spectrum that is not
+            whole. What is missing to 1 lies outside of all components, as on the longer side of W.
         intruders: how many of the first 10 left singular vectors of W + ΔW have a cosine below 0.5 with every one of
             W's (Shuttleworth et al. 2024); None if the spectrum is not whole.
     """
@@ -58,6 +60,7 @@ class UpdateFigures:
     similarity: Similarity | None
     outputs: list[float]
     inputs: list[float]
+    between: tuple[float, float]
     intruders: int | None
 
 
@@ -77,21 +80,31 @@ def measure_update(W: Tensor, spectrum: Spectrum, up: Tensor, down: Tensor) -> U
     norm = S.norm()
     if not norm > 0:
         nothing = [0.0] * len(spectrum.S)
-        return UpdateFigures(0, 0.0, 0.0, 0.0, 0.0, 0.0, None, nothing, nothing, 0 if spectrum.whole else None)
+        return UpdateFigures(0, *(0.0,) * 5, None, nothing, nothing, (0.0, 0.0), 0 if spectrum.whole else None)
     r = min(spectrum.rank, len(S))
     in_update = (U[:, :r].T @ multiply(W, V[:, :r])).norm().item()
+    update_in_own = S[:r].norm().item()
     share = (S / norm).square()
-    along = (spectrum.U.T @ U).square()  # squared cosines, (k, q)
+    left, right = (spectrum.U.T @ U).square(), (spectrum.V.T @ V).square()  # squared cosines, (k, q)
+    reached = _reach(W, spectrum, U, left)
+    outputs, inputs = left @ share, right @ share
+    between = reached @ share - outputs.sum(), _reach(W.T, spectrum, V, right) @ share - inputs.sum()
     return UpdateFigures(
         rank=r,
         norm=norm.item(),
         effective_rank=effective_rank(S).item(),
         in_update=in_update,
-        update_in_own=S[:r].norm().item(),
-        amplification=S[:r].norm().item() / in_update if in_update else float("inf"),
-        similarity=_compare(W, spectrum, U[:, :r], along[:, :r]),
-        outputs=(along @ share).tolist(),
-        inputs=((spectrum.V.T @ V).square() @ share).tolist(),
+        update_in_own=update_in_own,
+        amplification=update_in_own / in_update if in_update else float("inf"),
+        similarity=Similarity(
+            top=left[: spectrum.rank, :r].sum().item() / r,
+            # Each component of W is among a random r of all with the same probability.
+            random=spectrum.rank / min(W.shape) * reached[:r].sum().item() / r,
+            bottom=left[-spectrum.rank :, :r].sum().item() / r,
+        ),
+        outputs=outputs.tolist(),
+        inputs=inputs.tolist(),
+        between=(between[0].item(), between[1].item()),
         intruders=_count_intruders(W, spectrum, up, down) if spectrum.whole else None,
     )
 
@@ -112,21 +125,17 @@ def effective_rank(S: Tensor) -> Tensor:
     return entropy.exp()
 
 
-def _compare(W: Tensor, spectrum: Spectrum, U: Tensor, along: Tensor) -> Similarity:
-    """`U` are r left singular vectors of ΔW, and `along` their squared cosines with those of the spectrum."""
-    # Each component of W is among a random r of all with the same probability.
-    covered = along.sum().item() if spectrum.whole else _covered(W, U)
-    r, chosen = U.shape[1], spectrum.rank / min(W.shape)
-    ends = along[: spectrum.rank].sum().item(), along[-spectrum.rank :].sum().item()
-    return Similarity(top=ends[0] / r, random=chosen * covered / r, bottom=ends[1] / r)
+def _reach(W: Tensor, spectrum: Spectrum, U: Tensor, along: Tensor) -> Tensor:
+    """Return ‖Pu‖² of each column of `U`, with P the projection on the outputs of W, which its components span.
 
-
-def _covered(W: Tensor, U: Tensor) -> float:
-    """Return ‖PU‖² with P the projection on the outputs of W, which all its left singular vectors together span."""
+    `along` are squared cosines with the components of the spectrum.
+    """
+    if spectrum.whole:
+        return along.sum(0)
     if W.shape[0] <= W.shape[1]:
-        return float(U.shape[1])
-    covered: float = (torch.linalg.qr(W.double()).Q.T @ U).square().sum().item()
-    return covered
+        return along.new_ones(U.shape[1])
+    squares: Tensor = (torch.linalg.qr(W.double()).Q.T @ U).square()
+    return squares.sum(0)
 
 
 def _count_intruders(W: Tensor, spectrum: Spectrum, up: Tensor, down: Tensor) -> int:

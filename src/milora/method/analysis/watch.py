@@ -1,0 +1,47 @@
+"""What can be said of an update at every step: from small Gram matrices, without a weight of the base."""
+
+from collections import defaultdict
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from milora.method.analysis.update import effective_rank
+from milora.method.layers import is_sharded
+from milora.method.unsupported import adapter_layers, is_decomposable
+from milora.method.variant.linear import IntactVariant, find_variant, stacked_update
+from milora.method.variant.weights import trained_factors
+
+
+@torch.no_grad()
+def watch_update(model: PeftModel, adapter_name: str = "default") -> dict[str, float]:
+    """Return ‖ΔW‖ over all layers, and the mean effective rank of a layer's ΔW.
+
+    Nothing is returned for a sharded adapter, or one whose updates are not products of two factors.
+
+    With ΔW = up·down, the squared singular values of ΔW are the eigenvalues of
+
+        G^½ (down downᵀ) G^½    G = upᵀ up
+    """
+    by_rank: dict[tuple[int, torch.device], list[Tensor]] = defaultdict(list)
+    for layer in adapter_layers(model, adapter_name).values():
+        if not is_decomposable(layer) or not isinstance(find_variant(layer, adapter_name), IntactVariant | None):
+            return {}
+        if is_sharded(trained_factors(layer, adapter_name)[0]):
+            return {}
+        up, down = (factor.detach().float() for factor in stacked_update(layer, adapter_name))
+        gram = torch.stack([layer.scaling[adapter_name] ** 2 * (up.mT @ up), down @ down.mT])
+        by_rank[up.shape[-1], up.device].append(gram)
+    squares = [_squared_values(torch.cat(grams, dim=1)) for grams in by_rank.values()]
+    norm = sum(found.sum().item() for found in squares) ** 0.5
+    ranks = torch.cat([effective_rank(found.sqrt()) for found in squares])
+    return {"update_norm": norm, "update_effective_rank": ranks.nan_to_num().mean().item()}
+
+
+def _squared_values(grams: Tensor) -> Tensor:
+    """Return the eigenvalues `(n, q)` of the products of Gram matrices `(2, n, q, q)`."""
+    left, right = grams.cpu().double()
+    values, vectors = torch.linalg.eigh(left)
+    root = vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+    squares: Tensor = torch.linalg.eigvalsh(root.mT @ right @ root)
+    return squares.clamp(min=0)
