@@ -41,7 +41,7 @@ def test_adapters_are_inspected_side_by_side(adapters, call, tmp_path):
     page = tmp_path / "inspections" / "lora+milora" / "index.html"
     assert f"page     {page.relative_to(tmp_path)}" in out
     text = page.read_text()
-    assert text.count("<svg") == 5 and "http" not in text.partition("</style>")[0]
+    assert text.count("<figure>") == 14 and "http" not in text.partition("</style>")[0]
     found = json.loads(page.with_name("inspection.json").read_text())
     assert [one["name"] for one in found["adapters"]] == ["lora", "milora"] and len(found["weights"]) == 4
     for one in found["adapters"]:

@@ -33,7 +33,7 @@ def inspect_(
 ) -> None:
     """Show the spectra of a model's weights, or where in them the updates of adapters lie.
 
-    Writes a page, pictures, and every figure as JSON; see docs/inspect.md for what each is.
+    Writes a page, charts, and every figure as JSON; see docs/inspect.md for what each is.
     """
     from milora.evaluation.inspection import inspect
     from milora.evaluation.target import resolve_target

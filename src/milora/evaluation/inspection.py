@@ -24,7 +24,7 @@ from milora.models.methods import put_adapter
 from milora.run.directory import list_scores
 from milora.run.environment import Environment, describe_environment
 from milora.run.launch import count_processes, processes
-from milora.run.recipe import ForgettingSection
+from milora.run.sections import ForgettingSection
 
 RANK = 64  # of a model without an adapter: the paper's for mathematics
 TEXT = ForgettingSection(block_count=4, block_length=128)

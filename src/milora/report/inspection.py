@@ -1,4 +1,4 @@
-"""An inspection → JSON, pictures, and one self-contained page."""
+"""An inspection → JSON, charts, and one self-contained page."""
 
 import re
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from pydantic_core import to_jsonable_python
 
 from milora.evaluation.inspection import Inspection
 from milora.evaluation.target import Target
-from milora.method.files import format_json, write_bytes, write_text
+from milora.method.files import format_json, write_text
 from milora.report.inspection_figures import draw_inspection
 from milora.report.inspection_tables import say_inspection, tabulate_every, tabulate_inspection
-from milora.report.run_page import render
+from milora.report.pages import render
 from milora.run.directory import RunDirectory, is_run
 
 
@@ -27,19 +27,18 @@ def choose_folder(targets: Sequence[Target]) -> Path:
 
 
 def write_inspection(found: Inspection, folder: Path) -> Path:
-    """Write index.html, inspection.json, and the pictures; return the page."""
+    """Write index.html, inspection.json, and the charts; return the page."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "inspection.json", format_json_of(found) + "\n")
-    drawings = draw_inspection(found)
-    for name, drawing in drawings.items():
-        write_text(folder / f"{name}.svg", drawing.svg)
-        write_bytes(folder / f"{name}.png", drawing.png)
+    charts = draw_inspection(found)
+    for name, chart in charts.items():
+        write_text(folder / f"{name}.svg", chart.to_file())
     page = render(
         "inspection.html.jinja",
         found=found,
         sentences=say_inspection(found),
         tables=tabulate_inspection(found),
-        drawings=list(drawings.values()),
+        charts=list(charts.values()),
         every_weight=tabulate_every(found),
     )
     write_text(folder / "index.html", page)

@@ -24,15 +24,15 @@ def format_inspection(found: Inspection) -> str:
 
 
 def tabulate_inspection(found: Inspection) -> dict[str, Table]:
-    """Return the tables by title: of the weights, of what adapters did, and the paper's table 7."""
-    tables = {"Weights by type, medians over layers": _tabulate_types(found.weights)}
+    """Return the tables by title: of what adapters did, the paper's table 7, and of the weights."""
+    tables: dict[str, Table] = {}
     if found.adapters:
         tables |= {"Adapters, medians over weights": _tabulate_adapters(found)}
         middle = _middle_layer(found.weights)
         title = f"Layer {middle}: norms in subspaces of r directions (as table 7 of the paper)"
         names = [name for name in found.weights if layer_of(name) == middle]
         tables |= {title: _tabulate_subspaces(found, names)}
-    return tables
+    return tables | {"Weights by type, medians over layers": _tabulate_types(found.weights)}
 
 
 def say_inspection(found: Inspection) -> list[str]:
@@ -137,17 +137,18 @@ def _sum_ends(figures: UpdateFigures, rank: int) -> tuple[float, float]:
 
 def _tabulate_subspaces(found: Inspection, names: Sequence[str]) -> Table:
     """‖UᵀWV‖ with U and V of W, at random, and of each adapter's ΔW; then ‖UᵀΔWV‖ and the amplification."""
-    headers = ["weight", "‖W‖", "U, V of", "r", "‖UᵀWV‖", "‖UᵀΔWV‖", "amplification"]
+    headers = ["weight: U, V of", "r", "‖W‖", "‖UᵀWV‖", "‖UᵀΔWV‖", "amplification"]
     rows = []
     for name in names:
         weight = found.weights[name]
-        rows.append([name, f"{weight.norm:.4g}", "W", str(weight.rank), f"{weight.in_own:.4g}", "–", "–"])
-        rows.append(["", "", "random", str(weight.rank), f"{weight.in_random:.4g}", "–", "–"])
+        norm = f"{weight.norm:.4g}"
+        rows.append([f"{name}: W", str(weight.rank), norm, f"{weight.in_own:.4g}", "–", "–"])
+        rows.append([f"{name}: random", str(weight.rank), norm, f"{weight.in_random:.4g}", "–", "–"])
         for one in found.adapters:
             if name in one.weights:
                 each = one.weights[name]
                 measured = (each.in_update, each.update_in_own, each.amplification)
-                rows.append(["", "", one.name, str(each.rank), *(f"{value:.4g}" for value in measured)])
+                rows.append([f"{name}: {one.name}", str(each.rank), norm, *(f"{value:.4g}" for value in measured)])
     return headers, rows
 
 

@@ -16,7 +16,7 @@ runs/<name>-<digest>/
   evaluation/<who>/<task>/<settings>/{scores.json, samples.jsonl, completions-*.jsonl}
                         who: base, trained, checkpoint-N; with a judge also judgments.jsonl, and AlpacaEval's own files
   export/<form>/        lora, merged or residual; of a checkpoint, <form>-checkpoint-N
-  inspection/           what `milora inspect` found: index.html, inspection.json, and pictures
+  inspection/           what `milora inspect` found: index.html, inspection.json, and charts
   report.html
   worker.log, cell.json in a comparison: what the process said, and that all is done
 """
