@@ -40,4 +40,8 @@ def test_the_speed_is_in_the_record_the_report_and_tensorboard(finished):
     (events,) = [path.parent for path in (run / "tensorboard").rglob("events*")][:1]
     found = EventAccumulator(str(events))
     found.Reload()
-    assert {"train/loss", "train/tokens_per_second", "train/peak_memory_gb"} <= set(found.Tags()["scalars"])
+    expected = {"train/loss", "train/tokens_per_second", "train/peak_memory_gb", "train/update_norm"}
+    assert expected <= set(found.Tags()["scalars"])
+    # The last one is logged after the last step, whose adapter is the one that is kept.
+    norm = found.Scalars("train/update_norm")[-1].value
+    assert norm == pytest.approx(record["weight_change"], rel=1e-4)
