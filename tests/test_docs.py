@@ -79,6 +79,12 @@ def test_the_code_of_a_page_runs(page, small_model, load_small, tmp_path, monkey
         assert drift(logits_of(plain), logits_of(names["model"])) <= 1e-5
 
 
+def test_the_readme_has_the_commands_of_the_quickstart():
+    block = re.search(r"```sh\n(.*?)```", DOCS.joinpath("quickstart.md").read_text(), re.DOTALL)[1]
+    readme = DOCS.parent.joinpath("README.md").read_text()
+    assert len(block.splitlines()) == 5 and all(f"    {line}\n" in readme for line in block.splitlines())
+
+
 @pytest.mark.parametrize("command", [line for line in QUICKSTART if "instruct-chat" not in line])
 def test_the_commands_of_the_quickstart_run(command, finished, small_recipe, data_dir, call):
     rows = [{"messages": [*ASKED, {"role": "assistant", "content": f"2, not {wrong}"}]} for wrong in range(12)]
