@@ -1,5 +1,6 @@
 """Small real and made models, and the paths that tests share."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -27,10 +28,11 @@ from milora.models.embedded import EMBEDDED
 from milora.models.located import resolve_model
 from milora.run.sections import ModelSection
 from tests.pictures import make_llava, make_qwen_vl
+from tests.process import run_milora
 from tests.served import LlamaServer, serving
 
 # Whatever trains, starts processes, or decomposes large matrices takes seconds; `make check` leaves it out.
-SLOW_FIXTURES = {"small_recipe", "recipe", "start", "browser", "llama_server"}
+SLOW_FIXTURES = {"small_recipe", "recipe", "start", "browser", "llama_server", "checked"}
 SLOW_FILES = {
     "test_decomposition.py",
     "test_sandbox.py",
@@ -44,12 +46,26 @@ SLOW_FILES = {
 }
 
 
+# They take minutes, and a file is the work of one process: started last, one of them is waited for alone.
+LONGEST = (
+    *("test_compare.py", "test_killed.py", "test_distributed.py", "test_methods.py", "test_cli.py", "test_evaluate.py"),
+    *("test_same_everywhere.py", "test_architectures.py", "test_experts.py", "test_trl.py", "test_interrupted.py"),
+    *("test_readme.py", "test_wheel.py", "test_quantized.py", "test_killed_init.py", "test_harness.py", "test_chat.py"),
+    *("test_decomposition.py", "test_fuzz.py", "test_sandbox.py", "test_unsupported.py", "test_packing.py"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     for item in items:
         is_slow = SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) or item.path.name in SLOW_FILES
         # A CPU without bfloat16 instructions takes seconds for a few small products.
         if is_slow or ("bfloat16" in item.name and item.path.name in ("test_same_everywhere.py", "test_methods.py")):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported is not garbage: each collection, such as at the end of a training, took a second
 
 
 @pytest.fixture(scope="session")
@@ -208,9 +224,7 @@ def finished(
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
     """One `milora run`, shared; what it printed and where it is."""
     runs = tmp_path_factory.mktemp("runs")
-    done = subprocess.run(
-        [sys.executable, "-m", "milora", "run", small_recipe, "--runs", str(runs)], capture_output=True, text=True
-    )
+    done = run_milora("run", small_recipe, "--runs", runs)
     assert done.returncode == 0, done.stderr
     (run,) = runs.iterdir()
     return done, run

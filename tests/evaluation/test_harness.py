@@ -77,6 +77,7 @@ def test_run_goes_through_with_every_kind(task, small_recipe, call, tmp_path):
         assert f"tiny-{kind}" in out and f"tiny-{kind}" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_agree_with_the_metric(kind, task, small_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -92,6 +93,7 @@ def test_samples_agree_with_the_metric(kind, task, small_model, tmp_path, monkey
         assert scores.headline.value == sum(sample.grades[scores.primary].score for sample in samples) / 2
 
 
+@pytest.mark.slow
 def test_options_for_chat_models_are_passed_on_and_scored_apart(task, small_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name, target = task("generation"), resolve_target(str(small_model), "float32")

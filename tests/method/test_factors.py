@@ -131,7 +131,6 @@ def checked(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_two_processes(checked, check):
     for rank in range(2):
