@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,8 +24,10 @@ from milora.evaluation.scores import Scores, read_samples
 from milora.evaluation.target import Target, resolve_target
 from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.models.embedded import EMBEDDED
+from milora.run.launch import locate_launcher
 from milora.run.sections import EvaluationSection, ModelSection
 from tests.conftest import drift, logits_of, make_llama
+from tests.launch_on_cpu import start
 
 FEW = EvaluationSection(tasks=["arithmetic"], limit=6, max_new_tokens=8, batch_size=2)
 
@@ -145,13 +145,11 @@ def test_an_evaluation_resumes_where_it_stopped(run):
     assert folder.read(Scores).cost.made == 4  # of batches of two: one is whole, another half
 
 
-def test_processes_share_the_work_and_score_the_same(run):
-    # On a CPU `accelerate launch` starts one process; this is what it starts elsewhere.
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+def test_processes_share_the_work_and_score_the_same(run, tmp_path):
     options = ["--tasks", "arithmetic", "--limit", "6", "--max-new-tokens", "8", "--batch-size", "2"]
-    done = subprocess.run([*command, "-m", "milora", "eval", str(run), *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("arithmetic") == 1
+    launch = start(locate_launcher("ddp"), ["eval", str(run), *options], tmp_path)
+    launch.wait()
+    assert sum(said.read_text().count("arithmetic") for said in launch.said) == 1
     folder = _folder(resolve_target(str(run)))
     assert len(folder.all_completions()) == 2
     shared = read_samples(folder)
