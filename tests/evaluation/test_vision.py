@@ -374,6 +374,7 @@ WRONG_FORMS = {
     "none inside": {"questions": [], "annotations": []},
     "texts for lists": {"questions": "abc", "annotations": "abc"},
     "numbers for texts": [{"image": 1, "question": 2, "answers": 3, "text": 4, "label": 5, "conversations": 6}],
+    "another label": [{"image": "a.jpg", "text": "q", "label": "maybe"}],
     "texts for numbers": {"questions": [{"question_id": "x", "image_id": "y", "question": "z"}], "annotations": []},
 }
 
@@ -388,6 +389,15 @@ def test_any_other_form_is_an_error_with_the_file(tmp_path, form):
             path.write_text("index\tquestion\n1\tq\n" if path.suffix == ".tsv" else text)
         with pytest.raises(MiloraError, match=re.escape(str(tmp_path))):
             BENCHMARKS[name].load(str(tmp_path))
+
+
+@pytest.mark.parametrize("answers", [[], [{"answer": 1}], [{"answer": None}], ["red"], "red"])
+def test_peoples_answers_are_texts(tmp_path, answers):
+    (tmp_path / "vizwiz").mkdir()
+    row = {"image": "a.jpg", "question": "Which?", "answers": answers, "answer_type": "other"}
+    (tmp_path / "vizwiz/val.json").write_text(json.dumps([row]))
+    with pytest.raises(MiloraError, match=r"val\.json have another form"):
+        BENCHMARKS["vizwiz"].load(str(tmp_path))
 
 
 def test_a_changed_picture_is_another_picture(tmp_path):

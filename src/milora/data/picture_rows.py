@@ -32,7 +32,9 @@ def ask(question: str, answer: str, picture: Path | None, /, **fields: str) -> C
 
 
 def _list_answers(answers: Sequence[Any]) -> str:
-    return json.dumps([answer["answer"] for answer in answers], ensure_ascii=False)
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise TypeError("people's answers are not a list of texts")
+    return json.dumps(answers, ensure_ascii=False)
 
 
 def read_vqav2(tables: Tables, pictures: Path) -> Iterator[Conversation]:
@@ -45,7 +47,7 @@ def read_vqav2(tables: Tables, pictures: Path) -> Iterator[Conversation]:
             annotation["multiple_choice_answer"],
             pictures / f"COCO_val2014_{row['image_id']:012d}.jpg",
             key=str(row["question_id"]),
-            answers=_list_answers(annotation["answers"]),
+            answers=_list_answers([answer["answer"] for answer in annotation["answers"]]),
             type=annotation["answer_type"],
         )
 
@@ -68,9 +70,7 @@ def read_vizwiz(tables: Tables, pictures: Path) -> Iterator[Conversation]:
         answers = [answer["answer"] for answer in row["answers"]]
         ((gold, _),) = Counter(answers).most_common(1)
         question = row["question"] + UNANSWERABLE + SHORT
-        yield ask(
-            question, gold, pictures / row["image"], answers=_list_answers(row["answers"]), type=row["answer_type"]
-        )
+        yield ask(question, gold, pictures / row["image"], answers=_list_answers(answers), type=row["answer_type"])
 
 
 def read_vizwiz_test(tables: Tables, pictures: Path) -> Iterator[Conversation]:
@@ -94,13 +94,14 @@ def read_textvqa(tables: Tables, pictures: Path) -> Iterator[Conversation]:
     for row in questions:
         answers = known[row["question_id"], row["text"].split("\n")[0].lower()]
         ((gold, _),) = Counter(answers).most_common(1)
-        yield ask(row["text"], gold, pictures / row["image"], answers=json.dumps(answers, ensure_ascii=False))
+        yield ask(row["text"], gold, pictures / row["image"], answers=_list_answers(answers))
 
 
 def read_pope(tables: Tables, pictures: Path) -> Iterator[Conversation]:
+    labels = {"yes": "yes", "no": "no"}  # no others
     for split, rows in zip(POPE_SPLITS, tables, strict=True):
         for row in rows:
-            yield ask(row["text"] + SHORT, row["label"], pictures / row["image"], split=split)
+            yield ask(row["text"] + SHORT, labels[row["label"]], pictures / row["image"], split=split)
 
 
 def read_mmbench(tables: Tables, _: Path) -> Iterator[Conversation]:
