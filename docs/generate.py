@@ -115,7 +115,8 @@ def list_entry(entry: Entry) -> Iterator[str]:
         yield f"    {entry.command}\n"
     yield f"{STATUS[entry.status].capitalize()}. A run in full needs {entry.lacks}." if entry.lacks else "Run in full."
     if entry.smoke:
-        yield f"\nAt smoke scale: `{entry.smoke}`"
+        of_quickstart = ", of runs of `quickstart` ([what it showed](inspect.md#what-we-found))"
+        yield f"\nAt smoke scale: `{entry.smoke}`{'' if entry.smoke != entry.command else of_quickstart}"
     if figures := entry.printed():
         ours = f"; ours are of {entry.ours_from}" if entry.ours else ""
         yield f"\nThe paper's figures{ours}:\n\n{format_figures(entry)}" if figures else ""
