@@ -12,6 +12,7 @@ from milora.method import decomposition
 from milora.method.decomposition import Factors, decompose_weight
 from milora.method.errors import MiloraError
 from milora.method.solver import certificate, lanczos
+from tests.conftest import drift
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -117,6 +118,31 @@ def test_direct_solvers_return_the_requested_components(components, out, into, s
     torch.testing.assert_close(found, S[band], rtol=1e-4, atol=1e-6)
     product = (U[:, band] * S[band]) @ Vh[band]
     assert (factors.B.double() @ factors.A.double() - product).norm() <= 1e-3 * product.norm()
+
+
+@pytest.mark.parametrize(("position", "first"), [(0, 0), (0.25, 22), (0.5, 44), (0.3, 26), (1.0, 88)])
+@pytest.mark.parametrize(("out", "into"), [(96, 96), (96, 160), (160, 96)])
+def test_a_position_is_that_of_a_band_in_the_spectrum(out, into, position, first):
+    weight = torch.randn(out, into, generator=torch.Generator().manual_seed(5))
+    factors = decompose_weight(weight, 8, components=position)
+    U, S, Vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    band = slice(first, first + 8)
+    assert torch.allclose(factors.singular_values.double(), S[band], rtol=1e-5)
+    assert drift(factors.B @ factors.A, U[:, band] * S[band] @ Vh[band]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["minor", "middle", "principal"])
+def test_a_named_band_is_that_of_its_position(name):
+    weight = torch.randn(60, 40, generator=torch.Generator().manual_seed(6))
+    position = {"minor": 1, "middle": 0.5, "principal": 0}[name]
+    named, placed = (decompose_weight(weight, 6, components=components) for components in (name, position))
+    assert drift(placed.B @ placed.A, named.B @ named.A) < 1e-5
+
+
+@pytest.mark.parametrize("position", [-0.1, 1.5, float("nan"), True])
+def test_a_position_outside_of_the_spectrum_is_refused(position):
+    with pytest.raises(MiloraError, match="is outside 0 … 1"):
+        decompose_weight(torch.eye(8), 2, components=position)
 
 
 def test_random_components_follow_the_seed():
@@ -294,7 +320,7 @@ def test_nan_and_inf_are_refused(value, dtype):
         (torch.ones(4, 4), 1, {"components": "major"}, "components='major'"),
         (torch.ones(4, 4), 1, {"weighting": "none"}, "weighting='none'"),
         (torch.ones(4, 4), 1, {"solver": "magic"}, "solver='magic'"),
-        (torch.ones(4, 4), 1, {"solver": "lanczos", "components": "middle"}, "cannot find middle"),
+        (torch.ones(4, 4), 1, {"solver": "lanczos", "components": "middle"}, "cannot find components=middle"),
     ],
 )
 def test_invalid_arguments_are_refused(weight, rank, options, message):

@@ -2,17 +2,27 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 
 from milora.cli.options import TrustCode, app, given
-from milora.method.options import Components, Export, Form, Unsupported, Weighting
+from milora.method.options import Band, Export, Form, Unsupported, Weighting
 from milora.run.directory import Permissions
 from milora.run.named import open_trained
 from milora.run.paths import locate
 from milora.run.sections import AdapterSection, ModelSection
 from milora.run.settings import validate
+
+COMPONENTS = f"[{'|'.join(get_args(Band))}|0…1]"
+
+
+def _read_components(text: str) -> str | float:
+    """A name, or a position in the spectrum; the section checks both."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 @app.command()
@@ -26,7 +36,9 @@ def init(
     target_parameters: Annotated[
         str | None, typer.Option("--parameters", help="Weights of experts, comma-separated.")
     ] = None,
-    components: Annotated[Components, typer.Option(help="Which singular components to start from.")] = "minor",
+    components: Annotated[
+        Any, typer.Option(parser=_read_components, metavar=COMPONENTS, help="Which singular components to start from.")
+    ] = "minor",
     form: Annotated[Form, typer.Option(help="residual also writes the model W − s·B₀A₀.")] = "intact",
     weighting: Annotated[Weighting, typer.Option(help="Whether singular values go into the factors.")] = "singular",
     unsupported: Annotated[

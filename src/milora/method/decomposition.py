@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from milora.method.errors import MiloraError
+from milora.method.options import Band as NamedBand
 from milora.method.options import Components, Solver, Weighting
 from milora.method.solver.certificate import Band, Certificate, certify, objection
 from milora.method.solver.direct import exact_band, gram_band
@@ -57,7 +58,8 @@ def decompose_weight(
         weight: `(out, in)`, any floating dtype. The precision is that of float32, or of float64 for a float64 weight.
         rank: r, at most min(out, in).
         components: the last r ("minor", MiLoRA), the first r ("principal", PiSSA), the r around the middle of the
-            spectrum, or r drawn without replacement (paper section 5, table 6).
+            spectrum, or r drawn without replacement (paper section 5, table 6). A number is the position of r
+            consecutive ones: 0 has the first r, 1 the last r, and p those from round(p·(k − r)) on of all k.
         weighting: whether the factors include the singular values.
         scaling: s, LoRA's alpha / r or alpha / √r.
         solver: "lanczos" (block Lanczos, either end of the spectrum), "gram" (eigenvectors of WᵀW), "exact" (full
@@ -136,15 +138,21 @@ def _method(W: Tensor, rank: int, components: Components, solver: Solver) -> str
     return "lanczos" if components in ("minor", "principal") and n >= 448 and few else direct
 
 
-def _check(weight: Tensor, rank: int, components: str, weighting: str, solver: str) -> None:
-    if components not in get_args(Components):
-        raise MiloraError(f"components={components!r} is unknown", f"choose one of {', '.join(get_args(Components))}")
+def _check(weight: Tensor, rank: int, components: Components, weighting: str, solver: str) -> None:
+    if isinstance(components, str):
+        if components not in get_args(NamedBand):
+            known = ", ".join(get_args(NamedBand))
+            raise MiloraError(f"components={components!r} is unknown", f"choose one of {known}, or a position 0 … 1")
+    elif isinstance(components, bool) or not 0 <= components <= 1:
+        raise MiloraError(
+            f"components={components!r} is outside 0 … 1", "0 has the largest singular values, 1 the least"
+        )
     if weighting not in get_args(Weighting):
         raise MiloraError(f"weighting={weighting!r} is unknown", f"choose one of {', '.join(get_args(Weighting))}")
     if solver not in get_args(Solver):
         raise MiloraError(f"solver={solver!r} is unknown", f"choose one of {', '.join(get_args(Solver))}")
     if solver == "lanczos" and components not in ("minor", "principal"):
-        raise MiloraError(f"solver='lanczos' cannot find {components} components", "use solver='auto'")
+        raise MiloraError(f"solver='lanczos' cannot find components={components}", "use solver='auto'")
     check_weight(weight, rank)
 
 
@@ -176,14 +184,23 @@ def check_rank(rank: int, shape: tuple[int, ...]) -> None:
 
 def _select(components: Components, rank: int, total: int, seed: int) -> Tensor:
     """Return the indices, ascending, of the selected components among `total` in descending order."""
+    first = first_component(components, rank, total)
+    if first is not None:
+        return torch.arange(first, first + rank)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(total, generator=generator)[:rank].sort().values
+
+
+def first_component(components: Components, rank: int, total: int) -> int | None:
+    """Return the index of the first of `rank` consecutive components among `total`; None for random ones."""
     match components:
         case "minor":
-            return torch.arange(total - rank, total)
+            return total - rank
         case "principal":
-            return torch.arange(rank)
+            return 0
         case "middle":
-            first = (total - rank) // 2
-            return torch.arange(first, first + rank)
+            return (total - rank) // 2
         case "random":
-            generator = torch.Generator().manual_seed(seed)
-            return torch.randperm(total, generator=generator)[:rank].sort().values
+            return None
+        case position:
+            return round(position * (total - rank))

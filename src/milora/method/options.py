@@ -2,8 +2,11 @@
 
 from typing import Literal
 
-Components = Literal["minor", "principal", "middle", "random"]
-"""Which singular components the factors contain."""
+Band = Literal["minor", "principal", "middle", "random"]
+"""The bands of singular components that have names."""
+
+Components = Band | float
+"""Which singular components the factors contain: a band by name, or by its position in the spectrum, 0 … 1."""
 
 Form = Literal["intact", "residual"]
 """Whether the base weight remains W, or is replaced by W − s·B₀A₀ as in the paper."""

@@ -21,6 +21,7 @@ from milora.report.figures import (
     draw_validation_by_rate,
 )
 from milora.report.pages import render
+from milora.report.position_figures import draw_positions
 from milora.report.run_page import has_samples, write_report
 from milora.report.samples import Reading, collect, count_pairs, read_task
 from milora.report.sentences import say_what_it_cannot, say_what_it_shows
@@ -56,7 +57,7 @@ def write_results(grid: Grid, results: Results) -> Path:
     for cell in finished:
         write_report(cell.run, base)
     pages = _Pages(folder, finished)
-    charts = _draw(results, pages.of)
+    charts = draw_positions(grid, results, pages.of) | _draw(results, pages.of)
     for name, chart in charts.items():
         write_text(folder / f"{name}.svg", chart.to_file())
     readings = {task: found for task in results.tests if (found := _read(task, results, pages, base))}

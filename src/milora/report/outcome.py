@@ -15,7 +15,9 @@ def describe_run(recipe: Recipe) -> str:
         model += f" in {recipe.model.quantization}"
     if adapter.method == "full":
         return f"Full fine-tuning of {model} on {recipe.data.title}."
-    start = f", {adapter.components} components, {adapter.form} form" if adapter.method == "milora" else ""
+    named = isinstance(adapter.components, str)
+    band = f"{adapter.components} components" if named else f"components at {adapter.components} of the spectrum"
+    start = f", {band}, {adapter.form} form" if adapter.method == "milora" else ""
     return (
         f"Method {adapter.method}, rank {adapter.rank}{start}: an adapter of {model}, trained on {recipe.data.title}."
     )

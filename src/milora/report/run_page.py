@@ -9,6 +9,7 @@ from milora.evaluation.evaluate import find_scores, locate_samples
 from milora.evaluation.forgetting import FORGETTING
 from milora.evaluation.scores import INTERVALS, Scores, format_metric
 from milora.evaluation.target import Target, target_of_run
+from milora.method.decomposition import first_component
 from milora.method.files import write_text
 from milora.method.initialization import InitializationReport
 from milora.method.options import Export
@@ -108,8 +109,8 @@ def _find_components(
     ranks = {name.removeprefix("base_model.model."): layer.rank for name, layer in report.layers.items()}
     found = {}
     for name, values in spectra.items():
-        rank = ranks.get(name)
-        first = {"minor": len(values) - (rank or 0), "principal": 0, "middle": (len(values) - (rank or 0)) // 2}
-        if rank is not None and adapter.components in first:
-            found[name] = slice(first[adapter.components], first[adapter.components] + rank)
+        if name in ranks:
+            first = first_component(adapter.components, ranks[name], len(values))
+            if first is not None:
+                found[name] = slice(first, first + ranks[name])
     return found

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from milora.method.options import (
     Backend,
-    Components,
+    Band,
     Dtype,
     Form,
     Method,
@@ -66,8 +66,8 @@ class AdapterSection(Section):
     """Ranks of single layers, by the end of a name or a regular expression, as in PEFT."""
     alpha_pattern: dict[str, Positive] = {}
     """Alphas of single layers, in the same way."""
-    components: Components = "minor"
-    """The singular components that MiLoRA starts from; `minor` is the method, others are for comparison."""
+    components: Band | Annotated[float, Field(ge=0, le=1)] = "minor"
+    """Where MiLoRA starts: `minor` is the method, others are for comparison; a number is a position, 1 being minor."""
     form: Form = "intact"
     """`intact` leaves the base as it is; `residual` replaces each weight, as in the paper."""
     weighting: Weighting = "singular"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from milora.method.options import Components
 from milora.method.solver.products import multiply
 
 RELATIVE_MARK = 1e-4
@@ -87,7 +88,7 @@ def certify(W: Tensor, band: Band, method: str, *, fallback: str = "") -> Certif
     )
 
 
-def objection(certificate: Certificate, band: Band, components: str, noise: float) -> str:
+def objection(certificate: Certificate, band: Band, components: Components, noise: float) -> str:
     """Return why the band must be rejected, or "" if it is accepted.
 
     `noise` is the expected rounding error relative to σ_max: singular values that differ by less count as equal.

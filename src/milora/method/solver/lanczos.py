@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from milora.method.options import Components
 from milora.method.solver.certificate import RELATIVE_MARK, Band
 from milora.method.solver.inverse import Operator, inverses
 from milora.method.solver.products import gram_lower, multiply, multiply_gram
@@ -19,7 +20,7 @@ def has_room(rank: int, n: int) -> bool:
     return 2 * rank + 2 * BLOCK <= n
 
 
-def lanczos_bands(W: Tensor, rank: int, components: str, seed: int) -> Iterator[Band]:
+def lanczos_bands(W: Tensor, rank: int, components: Components, seed: int) -> Iterator[Band]:
     """Yield the `rank` smallest ("minor") or largest ("principal") singular components, each time more accurate.
 
     Block Lanczos on (WᵀW)⁻¹ or on WᵀW, with a tall W (m, n), finds a subspace, in float32 if that is enough.
