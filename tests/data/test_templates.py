@@ -50,10 +50,11 @@ def test_training_prompts():
 
 
 def test_evaluation_prompts():
-    """Those of conversations have none of their own: it is the model's chat template."""
+    """Those of conversations and pictures have none of their own: it is the model's chat template."""
     official = {name: benchmark.prompt.render(ASKED) for name, benchmark in BENCHMARKS.items() if benchmark.prompt}
     assert official == OFFICIAL
-    assert set(BENCHMARKS) - set(official) == {"alpaca_eval_1", *SUITES["instruction"], "mt_bench"}
+    others = {name for name, benchmark in BENCHMARKS.items() if not (benchmark.prompt or benchmark.has_pictures)}
+    assert others == {"alpaca_eval_1", *SUITES["instruction"], "mt_bench"}
 
 
 def test_decoding_is_the_protocols():
@@ -65,6 +66,7 @@ def test_decoding_is_the_protocols():
         ("ifeval", 1280, 1, ()),
         ("mt_bench", 1024, 1, ()),
         *((name, 2048, 1, ()) for name in GROUPS["follow_bench"]),
+        *((name, 1024 if name in ("scienceqa", "mmbench") else 128, 1, ()) for name in GROUPS["vision"]),
         *((name, 32, 4, ()) for name in COMMONSENSE_FOLDERS),
     ):
         benchmark = BENCHMARKS[name]

@@ -10,12 +10,14 @@ from PIL import Image
 
 from milora import MiloraError, initialize_lora_milora_weights
 from milora.data.picture_rows import SHORT, UNANSWERABLE
+from milora.evaluation.benchmarks import BENCHMARKS
 from milora.evaluation.check import check_evaluation, check_tasks
-from milora.evaluation.conditions import settings_of
+from milora.evaluation.conditions import settings_of, template_of
 from milora.evaluation.evaluate import evaluate, locate_samples
+from milora.evaluation.posing import choose_prompt, pictures_of
 from milora.evaluation.scores import read_samples
 from milora.evaluation.target import resolve_target
-from milora.models.base import load_model
+from milora.models.base import load_model, load_tokenizer
 from milora.models.vision import load_processor
 from milora.run.recipe import Recipe
 from milora.run.sections import EvaluationSection, ModelSection
@@ -115,6 +117,26 @@ def test_a_blind_benchmark_shows_blank_pictures_of_the_same_sizes(tiny_qwen_vl, 
     for sample, size in zip(samples, SIZES.values(), strict=True):
         picture = Image.open(sample.images[0])
         assert picture.size == size and picture.getcolors() == [(size[0] * size[1], (128, 128, 128))]
+
+
+def test_llava_can_be_asked_with_llavas_prompt_to_the_byte(tiny_llava, folder):
+    section = ModelSection(name=str(tiny_llava))
+    tokenizer, pictures = load_tokenizer(section), pictures_of(section)
+    benchmark = BENCHMARKS["vizwiz"]
+    row = benchmark.load(str(folder))[0]
+    name = template_of(None, _section(folder, prompt="vicuna"))
+    asked = choose_prompt(benchmark, name, tokenizer, pictures).render(row.prompt)
+    assert asked == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        f"detailed, and polite answers to the user's questions. USER: <image>\n{row.question} ASSISTANT:"
+    )
+    own = choose_prompt(benchmark, template_of(None, _section(folder)), tokenizer, pictures).render(row.prompt)
+    assert own.startswith("<|im_start|>user\n<image>\nWhich?")
+    tokenizer.chat_template = None
+    assert choose_prompt(benchmark, None, tokenizer, pictures).render(row.prompt) == asked
+    target = resolve_target(str(tiny_llava), "float32")
+    settings = [settings_of(target, "vizwiz", _section(folder, prompt=name)) for name in ("official", "vicuna", "chat")]
+    assert len({one.prompt for one in settings}) == 3
 
 
 def test_a_changed_picture_is_asked_about_again(tiny_llava, folder):

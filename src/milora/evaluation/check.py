@@ -5,6 +5,7 @@ import sys
 from transformers import PreTrainedTokenizerBase
 
 from milora.evaluation.benchmarks import BENCHMARKS, GROUPS, SUITES, Benchmark
+from milora.evaluation.conditions import template_of
 from milora.evaluation.forgetting import FORGETTING, check_text
 from milora.evaluation.generation.context import fit
 from milora.evaluation.generation.request import Request
@@ -79,7 +80,7 @@ def _check_rows(benchmark: Benchmark, recipe: Recipe, tokenizer: PreTrainedToken
     """Raise unless the rows are there, and the shortest of their prompts fits."""
     section = recipe.evaluation
     rows = load_posable(benchmark, recipe.model, section, recipe.data.data_dir)
-    name = recipe.data.template if section.prompt == "trained" else None
+    name = template_of(recipe.data.template, section)
     template = choose_prompt(benchmark, name, tokenizer, pictures_of(recipe.model))
     check_turns(benchmark, template, rows[0])
     shortest = min((row.prompt for row in rows), key=lambda prompt: sum(len(message.words) for message in prompt))

@@ -57,9 +57,11 @@ def title_of(name: str) -> str:
     return Path(name).stem if name.endswith((".yaml", ".yml")) else name
 
 
-def template_of(target: Target, section: EvaluationSection) -> TemplateName | None:
-    """The template that the model was trained with; None for the benchmark's official prompt."""
-    return target.template if section.prompt == "trained" else None
+def template_of(trained: TemplateName | None, section: EvaluationSection) -> TemplateName | None:
+    """The template that is asked for, or that the model was trained with; None for the benchmark's official prompt."""
+    if section.prompt == "trained":
+        return trained
+    return None if section.prompt == "official" else section.prompt
 
 
 def served_by(target: Target, name: str, section: EvaluationSection) -> Served | None:
@@ -79,7 +81,7 @@ def _of_forgetting(target: Target, section: EvaluationSection) -> Settings:
 
 
 def _of_benchmark(target: Target, benchmark: Benchmark, section: EvaluationSection) -> Settings:
-    template, served = template_of(target, section), served_by(target, benchmark.name, section)
+    template, served = template_of(target.template, section), served_by(target, benchmark.name, section)
     decoding = benchmark.decoding(section.max_new_tokens)
     return Settings(
         target.digest,

@@ -125,7 +125,7 @@ def pose(
         MiloraError: the rows are not there, a template cannot express them, or no prompt fits.
     """
     rows = load_posable(benchmark, target.model, section, target.data_dir)
-    template = choose_prompt(benchmark, template_of(target, section), tokenizer, pictures)
+    template = choose_prompt(benchmark, template_of(target.template, section), tokenizer, pictures)
     check_turns(benchmark, template, rows[0])
     fitted = _fit(benchmark, rows, template, target, section, tokenizer)
     return Posed(benchmark, rows, template, fitted)

@@ -75,8 +75,8 @@ Layout = Literal["documents", "mask", "padded"]
 OnBadRow = Literal["error", "drop"]
 """What happens to a training row that cannot be read: for example, a cell is null where text is needed."""
 
-PromptChoice = Literal["trained", "official"]
-"""Which prompt a benchmark uses: the one that the model was trained with, or the benchmark's own."""
+PromptChoice = Literal["trained", "official", "chat", "plain", "alpaca", "commonsense", "tulu", "vicuna"]
+"""Which prompt a benchmark uses: the one that the model was trained with, the benchmark's own, or a template's."""
 
 Backend = Literal["hf", "server"]
 """What generates completions: transformers in this process, or an OpenAI-compatible server."""

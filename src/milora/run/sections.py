@@ -249,7 +249,7 @@ class EvaluationSection(Section):
     limit: Positive | None = None
     """Score the first rows of each task only."""
     prompt: PromptChoice = "trained"
-    """The prompt that the model was trained with, or the benchmark's own (`official`)."""
+    """The prompt that the model was trained with, the benchmark's own (`official`), or that of a template."""
     batch_size: Positive | Literal["auto"] = "auto"
     """Prompts at a time."""
     max_new_tokens: Positive | None = None
