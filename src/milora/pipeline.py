@@ -14,6 +14,7 @@ from milora.comparison.schedule import Job, run_here, run_on_ray
 from milora.data.rows import list_files
 from milora.evaluation.check import check_evaluation, expand
 from milora.evaluation.evaluate import evaluate
+from milora.evaluation.held_out import answer_held_out
 from milora.evaluation.scores import Scores
 from milora.evaluation.target import target_of_run
 from milora.method.analysis.spectrum import measure_spectra
@@ -114,6 +115,8 @@ def run_all(run: RunDirectory, *, yes: bool = False) -> Finished | None:
     check_evaluation(run.recipe, yes=yes)
     with _working_on(run):
         scores = _train_and_score(run, baseline=True, yes=yes)
+        if not run.recipe.evaluation.tasks:  # of which there are answers to read
+            answer_held_out(run)
         if not is_main_process():
             return None
         if not run.has(Spectra):

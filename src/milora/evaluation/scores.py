@@ -189,10 +189,14 @@ def average(name: str, parts: Sequence[Scores]) -> Scores:
 
 def write_scores(folder: ScoreFolder, scores: Scores, samples: Sequence[Sample]) -> None:
     """Write the samples, and then the scores, which say that all is there."""
+    write_samples(folder, samples)
+    folder.write(scores)
+
+
+def write_samples(folder: ScoreFolder, samples: Sequence[Sample]) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     lines = (format_json(to_jsonable_python(sample)) for sample in samples)
     write_text(folder.samples, "".join(f"{line}\n" for line in lines))
-    folder.write(scores)
 
 
 def read_samples(folder: ScoreFolder) -> list[Sample]:

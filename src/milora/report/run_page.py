@@ -7,6 +7,7 @@ from typing import Any
 from milora.evaluation.benchmarks import GROUPS
 from milora.evaluation.evaluate import find_scores, locate_samples
 from milora.evaluation.forgetting import FORGETTING
+from milora.evaluation.held_out import locate_answers
 from milora.evaluation.scores import INTERVALS, Scores, format_metric
 from milora.evaluation.target import Target, target_of_run
 from milora.method.decomposition import first_component
@@ -37,6 +38,9 @@ def write_report(run: RunDirectory, base: Target | None = None) -> Path:
     untrained = base if base and base.model == target.base.model else target.base
     before, after = (_find(one, run) for one in (untrained, target))
     readings = {task: _read(task, before, run, untrained, target) for task in after if has_samples(task)}
+    answers = {"base": locate_answers(untrained), "trained": locate_answers(target)}
+    if all(folder.samples.is_file() for folder in answers.values()):
+        readings["held-out rows"] = read_task("held-out rows", answers)
     changes = [find_change(task, before.get(task), after[task], readings.get(task, [])) for task in after]
     scored = [change for change in changes if change.task != FORGETTING]
     report = run.read(InitializationReport) if run.has(InitializationReport) else InitializationReport({}, 0.0)

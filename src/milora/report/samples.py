@@ -63,13 +63,13 @@ class Readings:
 def read_task(task: str, folders: Mapping[str, ScoreFolder]) -> list[Reading]:
     """Return a task's items with the answers of each who; without those who were asked other items than the first."""
     asked: list[str] | None = None
-    found: list[tuple[str, list[Sample], Scores]] = []
+    found: list[tuple[str, list[Sample], Scores | None]] = []
     for who, folder in folders.items():
         samples = read_samples(folder)
         questions = [sample.question for sample in samples]
         asked = asked or questions
         if questions == asked:
-            found.append((who, samples, folder.read(Scores)))
+            found.append((who, samples, folder.read(Scores) if folder.has(Scores) else None))
     columns = [
         [Answer(who, one.completion, _is_right(one, scores)) for one in samples] for who, samples, scores in found
     ]
@@ -104,7 +104,9 @@ def count_pairs(readings: Sequence[Reading]) -> list[list[str]]:
     return rows
 
 
-def _is_right(sample: Sample, scores: Scores) -> bool | None:
-    """None for a task whose score is not a grade of a sample, or a grade that is not right or wrong."""
+def _is_right(sample: Sample, scores: Scores | None) -> bool | None:
+    """None without scores, for a task whose score is not a grade of a sample, or a grade that is not right or wrong."""
+    if scores is None:
+        return None
     grade = sample.grades.get(scores.primary)
     return None if grade is None or scores.unit != "share" or grade.score not in (0, 1) else grade.score == 1

@@ -14,6 +14,7 @@ runs/<name>-<digest>/
   training.json         written last: training is complete
   divergence.json       instead of it, if training diverged
   evaluation/<who>/<task>/<settings>/{scores.json, samples.jsonl, completions-*.jsonl}
+                        task: also held-out, the answers to held-out rows of a run without tasks
                         who: base, trained, checkpoint-N; with a judge also judgments.jsonl, and AlpacaEval's own files
   export/<form>/        lora, merged or residual; of a checkpoint, <form>-checkpoint-N
   inspection/           what `milora inspect` found: index.html, inspection.json, and charts
