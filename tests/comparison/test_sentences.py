@@ -121,6 +121,16 @@ def test_a_diverged_run_is_a_failed_cell_with_step_and_rate(plan):
     assert "training diverged at step 3" in page and "0 of 1; 1 diverged, at step 3" in page
 
 
+def test_seeds_that_diverged_at_one_rate_are_one_sentence(plan):
+    grid = plan(learning_rates=[1e-3, 1e-1], seeds=[0, 1, 2])
+    finish(grid, lambda cell: [1, 0] if cell.learning_rate < 0.1 else None)
+    for cell in grid.cells:
+        if cell.learning_rate == 0.1 and cell.arm == "LoRA":
+            diverge(cell.run, 3 + cell.seed // 2, 0.1)
+    said = "LoRA at learning rate 0.1, seeds 0, 1 and 2, are not trained runs: training diverged at step 3 and 4 (the "
+    assert said + "gradient is not finite)." in say(collect_results(grid), grid)
+
+
 FORGOTTEN = [
     (
         {"LoRA": 0.7, "MiLoRA": 0.6},

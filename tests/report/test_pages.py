@@ -170,7 +170,7 @@ def test_a_page_of_5000_samples_opens_in_two_seconds(browser, tmp_path):
     run = make_run(locate(load_recipe("quickstart", ["evaluation.limit=5000"]), tmp_path))
     text = "First there are three apples and then there are four more of them, which makes seven in all. " * 4
     for base in (True, False):
-        make_scores(run, [1, 0] * 2500, base=base, answer=text)
+        make_scores(run, [1, 0] * 2500, base=base, answer=f"<&> {text}", asked="item")
     page, errors = open_page(browser, write_report(run))
     assert errors == []
     timing = "performance.getEntriesByType('navigation')[0]"
@@ -179,6 +179,10 @@ def test_a_page_of_5000_samples_opens_in_two_seconds(browser, tmp_path):
     assert page.locator(".sample").count() == 10
     page.get_by_role("searchbox").fill("item 4999")
     assert page.locator("#samples [role=status]").inner_text() == "1 of 1 samples shown"
+    page.get_by_role("searchbox").fill("<&> first")
+    assert page.locator("#samples [role=status]").inner_text() == "10 of 5,000 samples shown"
+    page.get_by_role("searchbox").fill("article")  # which is in no text
+    assert page.locator("#samples [role=status]").inner_text() == "0 of 0 samples shown"
 
 
 def test_pictures_of_the_questions_are_in_the_page(browser, tmp_path):

@@ -91,7 +91,13 @@ def draw_validation_by_rate(arms: Sequence[Arm], links: Links) -> Chart:
         says = f"{arm.name}, learning rate {rate:g}: {loss:.3f} nats per token{best}"
         return Mark(rate, loss, says, point.validation_loss.ends, links(arm.name, rate))
 
-    return _by_rate(arms, mark, "Held-out loss by learning rate", "nats per token", "The lowest is each method's best.")
+    return _by_rate(
+        arms,
+        mark,
+        "Held-out loss by learning rate",
+        "nats per token",
+        "Each method's best rate has the lowest loss of those with the most finished seeds.",
+    )
 
 
 def draw_pareto(

@@ -11,7 +11,19 @@ const shown = document.querySelector('#shown')
 if (shown) {
   const STEP = 10, LONGEST = 500 // samples at a time; words of an answer in which differences are looked for
   const find = name => document.querySelector(`#samples [name=${name}]`)
-  const samples = [...shown.children, ...document.querySelector('#rest').content.children]
+  const signs = { '&': '&amp;', '<': '&lt;', '>': '&gt;', "'": '&#39;', '"': '&#34;' } // as the page has them
+  const escape = text => text.replace(/[&<>'"]/g, sign => signs[sign])
+  // Samples stay text until they are shown: to parse thousands of them would take seconds.
+  const rest = document.querySelector('#rest').textContent.match(/<article [^]*?<\/article>/g) ?? []
+  const samples = [...shown.children].map(node => ({
+    node, task: escape(node.dataset.task), verdicts: node.dataset.verdicts, text: escape(node.textContent.toLowerCase()),
+  })).concat(rest.map(html => {
+    const [, task, verdicts] = /data-task="([^"]*)" data-verdicts="([^"]*)"/.exec(html)
+    return { html, task, verdicts }
+  }))
+  const parser = document.createElement('template')
+  const nodeOf = sample => sample.node ??= (parser.innerHTML = sample.html, parser.content.firstElementChild)
+  const textOf = sample => sample.text ??= sample.html.replace(/<[^>]*>/g, '').toLowerCase()
   const [task, search, first, second] = ['task', 'search', 'first', 'second'].map(find)
   const buttons = [...document.querySelectorAll('#samples [data-wanted]')]
   const more = document.querySelector('#samples .more'), status = document.querySelector('#samples [role=status]')
@@ -19,15 +31,14 @@ if (shown) {
   let wanted = '', limit = STEP
 
   const places = () => [first, second].map((select, place) => select ? +select.value : place)
-  const verdicts = sample => places().map(place => sample.dataset.verdicts[place] ?? '-').join('')
+  const verdicts = sample => places().map(place => sample.verdicts[place] ?? '-').join('')
 
   function update() {
-    const text = search.value.toLowerCase()
+    const text = escape(search.value.toLowerCase())
     const candidates = samples.filter(sample =>
-      (!task?.value || sample.dataset.task === task.value) &&
-      (!text || sample.textContent.toLowerCase().includes(text)))
+      (!task?.value || sample.task === escape(task.value)) && (!text || textOf(sample).includes(text)))
     const found = candidates.filter(sample => !wanted || verdicts(sample) === wanted)
-    shown.replaceChildren(...found.slice(0, limit))
+    shown.replaceChildren(...found.slice(0, limit).map(nodeOf))
     shown.childNodes.forEach(compare)
     for (const button of buttons) {
       const count = candidates.filter(sample => !button.dataset.wanted || verdicts(sample) === button.dataset.wanted)

@@ -1,5 +1,6 @@
 """Templates → self-contained pages."""
 
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment as Templates
@@ -14,5 +15,6 @@ def render(template: str, **content: Any) -> str:
     templates = Templates(
         loader=PackageLoader("milora", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    templates.globals |= {"key_of": key_of, "say_seconds": say_seconds}
+    script = files("milora.report").joinpath("page.js").read_text(encoding="utf-8")  # which is not a template
+    templates.globals |= {"key_of": key_of, "say_seconds": say_seconds, "script": script}
     return templates.get_template(template).render(**content)

@@ -153,13 +153,14 @@ def _say_failures(results: Results, grid: Grid) -> list[str]:
 def _say_diverged(runs: Sequence[Diverged]) -> str:
     """One sentence for the runs of an arm at a rate."""
     first = runs[0]
-    what, steps = _join(dict.fromkeys(run.found.what for run in runs)), _join(f"{run.found.step}" for run in runs)
+    what = _join(dict.fromkeys(run.found.what for run in runs))
+    steps = _join(dict.fromkeys(f"{run.found.step}" for run in runs))
     where = f"{first.arm} at learning rate {first.learning_rate:g}"
     if len(runs) == 1:
         said = f"{where}, seed {first.seed}, is not a trained run: training diverged at step {steps}"
     else:
         seeds = _join(f"{run.seed}" for run in runs)
-        said = f"{where}, seeds {seeds}, are not trained runs: training diverged at steps {steps}"
+        said = f"{where}, seeds {seeds}, are not trained runs: training diverged at step {steps}"
     return f"{said} ({what} is not finite)."
 
 
