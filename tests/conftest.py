@@ -103,8 +103,25 @@ def data_dir() -> str:
 
 
 @pytest.fixture
-def load_small(small_model: Path) -> Callable[..., PreTrainedModel]:
+def load_whole(small_model: Path) -> Callable[..., PreTrainedModel]:
+    """Load the small model as it is in its folder."""
     return lambda dtype=torch.float32: AutoModelForCausalLM.from_pretrained(small_model, dtype=dtype)
+
+
+@pytest.fixture(scope="session")
+def few_tokens(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model without most of its embeddings, which are most of its weights and of its work."""
+    folder = tmp_path_factory.mktemp("few") / "model"
+    model = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    model.resize_token_embeddings(256)  # `some_tokens` draws from 200
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def load_small(few_tokens: Path) -> Callable[..., PreTrainedModel]:
+    """Load the small model for tests that need no tokenizer."""
+    return lambda dtype=torch.float32: AutoModelForCausalLM.from_pretrained(few_tokens, dtype=dtype)
 
 
 def make_gpt2() -> PreTrainedModel:

@@ -67,7 +67,7 @@ def test_its_code_runs(code, small_model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", ["quickstart.md", "trainer.md", "quantized.md"])
-def test_the_code_of_a_page_runs(page, small_model, load_small, tmp_path, monkeypatch):
+def test_the_code_of_a_page_runs(page, small_model, load_whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"rows": [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 4}
     for code in code_of(page):
@@ -75,7 +75,7 @@ def test_the_code_of_a_page_runs(page, small_model, load_small, tmp_path, monkey
         exec(code.replace("MODEL", str(small_model)).replace("max_steps=100", one_step), names)
     exported = [folder for folder in ("out", "lora") if Path(folder, "adapter_model.safetensors").is_file()]
     if page != "quantized.md":
-        plain = PeftModel.from_pretrained(load_small(), exported[0])
+        plain = PeftModel.from_pretrained(load_whole(), exported[0])
         assert drift(logits_of(plain), logits_of(names["model"])) <= 1e-5
 
 

@@ -22,13 +22,13 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
-def test_it_trains_a_lora_that_plain_peft_loads(script, small_model, load_small, tmp_path, monkeypatch):
+def test_it_trains_a_lora_that_plain_peft_loads(script, small_model, load_whole, tmp_path, monkeypatch):
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     monkeypatch.setattr("sys.argv", [str(script), str(small_model), str(rows), str(out), "2"])
     runpy.run_path(str(script), run_name="__main__")
-    trained = logits_of(PeftModel.from_pretrained(load_small(), out))
-    assert drift(trained, logits_of(load_small())) > 1e-6
+    trained = logits_of(PeftModel.from_pretrained(load_whole(), out))
+    assert drift(trained, logits_of(load_whole())) > 1e-6
 
 
 def test_both_are_short():

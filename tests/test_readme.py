@@ -25,12 +25,12 @@ def test_code_starts_by_line_12():
     assert README[: README.index("```python")].count("\n") < 12
 
 
-def test_code_runs(small_model, load_small, tmp_path, monkeypatch):
+def test_code_runs(small_model, load_whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(CODE.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(small_model)), names)
-    assert torch.equal(logits_of(names["model"]), logits_of(load_small()))
-    assert drift(logits_of(PeftModel.from_pretrained(load_small(), "out")), logits_of(load_small())) == 0
+    assert torch.equal(logits_of(names["model"]), logits_of(load_whole()))
+    assert drift(logits_of(PeftModel.from_pretrained(load_whole(), "out")), logits_of(load_whole())) == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -261,11 +261,11 @@ def test_an_interrupt_leaves_both_sides_of_a_comparison_whole(sides):
 
 
 @pytest.mark.slow
-def test_a_residual_run_and_a_full_one_are_compared_with_their_base(small_model, load_small, tmp_path):
-    model = train_briefly(add_milora(load_small(), form="residual"), steps=1)
+def test_a_residual_run_and_a_full_one_are_compared_with_their_base(small_model, load_whole, tmp_path):
+    model = train_briefly(add_milora(load_whole(), form="residual"), steps=1)
     model.save_pretrained(tmp_path / "residual")
     shutil.copytree(small_model, tmp_path / "full")
-    load_small().to(torch.bfloat16).save_pretrained(tmp_path / "full")
+    load_whole().to(torch.bfloat16).save_pretrained(tmp_path / "full")
     recipe = load_recipe("quickstart", [f"model.name={small_model}", "model.dtype=float32"])
     target = Target("trained", recipe.model, tmp_path, "run", tmp_path / "residual", "residual", recipe)
     full = replace(target, model=recipe.model.model_copy(update={"name": str(tmp_path / "full")}), adapter=None)

@@ -313,16 +313,16 @@ def test_what_is_scored_is_what_was_trained(run):
     ids=["lora with biases", "dora", "ia3"],
 )
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed", "ignore:Adapter .default.. 2 LoRA tensor")
-def test_an_adapter_of_another_kind_is_scored_as_it_is(config, load_small, small_model, tmp_path):
+def test_an_adapter_of_another_kind_is_scored_as_it_is(config, load_whole, small_model, tmp_path):
     torch.manual_seed(0)
-    model = get_peft_model(load_small(), config)
+    model = get_peft_model(load_whole(), config)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path)
     target = resolve_target(str(tmp_path), "float32")
     assert drift(logits_of(widen(target.load())), logits_of(model)) < 1e-6
-    assert drift(logits_of(model), logits_of(load_small())) > 1e-3
+    assert drift(logits_of(model), logits_of(load_whole())) > 1e-3
 
 
 def _save_with_new_tokens(model, folder, **options):
@@ -341,9 +341,9 @@ def _save_with_new_tokens(model, folder, **options):
 
 
 @pytest.mark.slow
-def test_an_adapter_with_a_larger_vocabulary_is_scored_with_it(load_small, tmp_path, monkeypatch):
+def test_an_adapter_with_a_larger_vocabulary_is_scored_with_it(load_whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tuned = _save_with_new_tokens(load_small(), tmp_path / "adapter", save_embedding_layers=True)
+    tuned = _save_with_new_tokens(load_whole(), tmp_path / "adapter", save_embedding_layers=True)
     target = resolve_target(str(tmp_path / "adapter"), "float32")
     assert len(target.load_tokenizer()) == tuned.get_input_embeddings().weight.shape[0]
     assert drift(logits_of(target.load()), logits_of(tuned)) < 1e-6
@@ -355,8 +355,8 @@ def test_an_adapter_with_a_larger_vocabulary_is_scored_with_it(load_small, tmp_p
         evaluate(target, forgetting)
 
 
-def test_an_adapter_that_does_not_fit_is_refused(load_small, small_model, tmp_path):
-    _save_with_new_tokens(load_small(), tmp_path / "without", save_embedding_layers=False)
+def test_an_adapter_that_does_not_fit_is_refused(load_whole, small_model, tmp_path):
+    _save_with_new_tokens(load_whole(), tmp_path / "without", save_embedding_layers=False)
     with pytest.raises(MiloraError, match="saved without the embeddings of its new tokens"):
         resolve_target(str(tmp_path / "without"), "float32").load()
     other = get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"]))

@@ -70,8 +70,8 @@ def test_an_ordinary_lora_is_not_loaded_over_a_milora_adapter(load_small, tmp_pa
     model.load_adapter(tmp_path, "portable")
 
 
-def test_saved_config_names_the_original_base(small_model, load_small, tmp_path):
-    model = add_milora(load_small())
+def test_saved_config_names_the_original_base(small_model, load_whole, tmp_path):
+    model = add_milora(load_whole())
     model.save_pretrained(tmp_path)
     milora.save_milora_as_lora(tmp_path / "lora", model)
     for folder in (tmp_path, tmp_path / "lora"):

@@ -48,16 +48,16 @@ def test_quantized_base_trains_and_reloads(load_quantized, tmp_path):
         model.merge_adapter()
 
 
-def test_what_is_proven_of_a_quantized_base(load_quantized, load_small, tmp_path, recwarn):
+def test_what_is_proven_of_a_quantized_base(load_quantized, load_whole, tmp_path, recwarn):
     add_milora(load_quantized(), target_modules=["v_proj"]).save_pretrained(tmp_path)
     milora.load_milora(load_quantized(), tmp_path)
     assert not [warning for warning in recwarn if warning.category is MiloraWarning]
     if load_quantized().config.quantization_config.load_in_8bit:  # which is near the weights that it rounds
         with pytest.warns(MiloraWarning, match="have float32 weights, and the adapter was made from 8bit ones"):
-            milora.load_milora(load_small(), tmp_path)
+            milora.load_milora(load_whole(), tmp_path)
     else:
         with pytest.raises(MiloraError, match="the mismatch is"):
-            milora.load_milora(load_small(), tmp_path)
+            milora.load_milora(load_whole(), tmp_path)
 
 
 def test_the_reference_of_preference_trainers_is_the_quantized_start(load_quantized):
@@ -113,7 +113,7 @@ def run(request, small_recipe, tmp_path_factory):
     return open_run(path)
 
 
-def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_small):
+def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_whole):
     before, after = run.read(TrainingRecord).held_out_loss
     assert after < before - 0.1
     factors = load_file(run.adapter / "adapter_model.safetensors")
@@ -123,10 +123,10 @@ def test_a_run_lowers_the_loss_and_its_export_serves_either_base(run, load_small
     assert all((tensor != tensor.bfloat16()).float().mean() > 0.9 for tensor in trained)
     on_quantized = PeftModel.from_pretrained(load_model(run.recipe.model), locate_export(run.path, "lora"))
     assert drift(logits_of(on_quantized), logits_of(attach_adapter(load_model(run.recipe.model), run.adapter))) < 1e-5
-    on_full = PeftModel.from_pretrained(load_small(), locate_export(run.path, "lora"))
+    on_full = PeftModel.from_pretrained(load_whole(), locate_export(run.path, "lora"))
     with on_full.disable_adapter():
         base = logits_of(on_full)
-    assert torch.equal(base, logits_of(load_small()))
+    assert torch.equal(base, logits_of(load_whole()))
     # Not exact, because it was trained on the quantized weights; but closer to the trained model than the base is.
     assert drift(logits_of(on_full), logits_of(on_quantized)) < drift(base, logits_of(on_quantized))
     with pytest.raises(MiloraError, match="round the update away"):

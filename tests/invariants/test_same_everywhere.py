@@ -72,8 +72,8 @@ def test_conv1d_and_biases(tmp_path, make, form):
 
 
 @pytest.mark.slow
-def test_export_needs_no_milora(small_model, load_small, tmp_path):
-    model = train_briefly(add_milora(load_small(), use_rslora=True, rank_pattern={"q_proj": 3}))
+def test_export_needs_no_milora(small_model, load_whole, tmp_path):
+    model = train_briefly(add_milora(load_whole(), use_rslora=True, rank_pattern={"q_proj": 3}))
     milora.save_milora_as_lora(tmp_path / "lora", model)
     torch.save(some_tokens(model), tmp_path / "tokens")
     script = f"""

@@ -25,8 +25,8 @@ from tests.conftest import add_milora, drift, logits_of, make_gpt2, make_llama, 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*pin_memory.*")
 
 
-def _trainer(small_model, load_small, folder, **arguments):
-    model = get_peft_model(load_small(), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1))
+def _trainer(small_model, load_whole, folder, **arguments):
+    model = get_peft_model(load_whole(), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1))
     milora.initialize_lora_milora_weights(model)
     rows = datasets.Dataset.from_list([{"prompt": f"{i} and {i}", "completion": f" make {2 * i}"} for i in range(16)])
     config = SFTConfig(
@@ -40,22 +40,22 @@ def _trainer(small_model, load_small, folder, **arguments):
 
 
 @pytest.mark.slow
-def test_sft_trainer_trains_checkpoints_and_resumes(small_model, load_small, tmp_path):
-    whole = _trainer(small_model, load_small, tmp_path / "whole")
+def test_sft_trainer_trains_checkpoints_and_resumes(small_model, load_whole, tmp_path):
+    whole = _trainer(small_model, load_whole, tmp_path / "whole")
     whole.train()
-    resumed = _trainer(small_model, load_small, tmp_path / "resumed")
+    resumed = _trainer(small_model, load_whole, tmp_path / "resumed")
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert torch.equal(logits_of(resumed.model), logits_of(whole.model))
-    assert drift(logits_of(whole.model), logits_of(load_small())) > 1e-4
+    assert drift(logits_of(whole.model), logits_of(load_whole())) > 1e-4
 
     checkpoint = tmp_path / "whole" / "checkpoint-4"
-    assert torch.equal(logits_of(milora.load_milora(load_small(), checkpoint)), logits_of(whole.model))
-    portable = PeftModel.from_pretrained(load_small(), tmp_path / "whole" / "lora-4")
+    assert torch.equal(logits_of(milora.load_milora(load_whole(), checkpoint)), logits_of(whole.model))
+    portable = PeftModel.from_pretrained(load_whole(), tmp_path / "whole" / "lora-4")
     assert drift(logits_of(portable), logits_of(whole.model)) < 1e-5
 
 
-def test_only_the_factors_train(load_small):
-    model = get_peft_model(load_small(), LoraConfig(r=4, target_modules="all-linear"))
+def test_only_the_factors_train(load_whole):
+    model = get_peft_model(load_whole(), LoraConfig(r=4, target_modules="all-linear"))
     plain = model.get_nb_trainable_parameters()[0]
     milora.initialize_lora_milora_weights(model)
     assert model.get_nb_trainable_parameters()[0] == plain

@@ -64,8 +64,8 @@ def test_the_embedded_model_is_named_and_not_its_cache(adapter):
     assert "SmolLM2-135M-Instruct.Q4_1.gguf (sha256 " in card.text and ".cache" not in card.text
 
 
-def test_the_lines_of_the_readme_load_the_adapter(adapter, small_model, load_small):
-    get_peft_model(load_small(), LoraConfig(r=3, target_modules=["q_proj"])).save_pretrained(adapter)
+def test_the_lines_of_the_readme_load_the_adapter(adapter, small_model, load_whole):
+    get_peft_model(load_whole(), LoraConfig(r=3, target_modules=["q_proj"])).save_pretrained(adapter)
     lines = say_how_to_load(ModelSection(name=str(small_model)), "lora", str(adapter))
     names = {}
     exec(lines, names)

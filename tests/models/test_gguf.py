@@ -185,11 +185,11 @@ PROMPTS = [
 
 
 @pytest.mark.slow
-def test_llama_cpp_answers_as_peft_does(small_model, load_small, tmp_path):
+def test_llama_cpp_answers_as_peft_does(small_model, load_whole, tmp_path):
     """Two layers in float32: greedy tokens, and log-probabilities of the five most likely ones at each."""
     options = {"use_rslora": True, "alpha_pattern": {"q_proj": 3}, "rank_pattern": {"down_proj": 2}}
-    milora.save_milora_as_lora(tmp_path / "lora", move(add_milora(load_small(), r=4, **options)))
-    base, tokenizer = load_small(), AutoTokenizer.from_pretrained(small_model)
+    milora.save_milora_as_lora(tmp_path / "lora", move(add_milora(load_whole(), r=4, **options)))
+    base, tokenizer = load_whole(), AutoTokenizer.from_pretrained(small_model)
     tuned = PeftModel.from_pretrained(base, tmp_path / "lora").eval()
     adapter = write_gguf(tmp_path, tmp_path / "lora", base.config)
     write_float_gguf(tmp_path / "base.gguf", 2)
