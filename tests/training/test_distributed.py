@@ -163,30 +163,31 @@ def test_run_says_and_writes_everything_once(recipe, alone, tmp_path):
     assert (run / "report.html").is_file()
 
 
-def _launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `milora ARGUMENTS` on two processes, each in the folder that its rank names."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    command += ["bash", "-c", 'cd $RANK && exec "$@"', "bash", sys.executable, "-m", "milora", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def test_an_error_on_both_ends_both_and_is_said_once(recipe, tmp_path):
+    arguments = ["train", recipe, "training.batch_size=5", "--runs", str(tmp_path / "runs")]
+    launch = start(locate_launcher("ddp"), arguments, tmp_path)
+    for process in launch.processes:
+        process.join(100)
+        assert process.exitcode == 2
+    _assert_one_error(launch.said[0].read_text(), "training.batch_size 5 is that of all 2 processes together")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["training.batch_size=5"], "training.batch_size 5 is that of all 2 processes together"),
-        (["data.name=./rows.jsonl"], "the file does not exist"),
-    ],
-    ids=["on both", "on one"],
-)
-def test_an_error_ends_all_processes_and_is_said_once(overrides, message, recipe, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_an_error_on_one_ends_all_processes_and_is_said_once(recipe, tmp_path):
+    """By torch's own launcher; each process is in the folder that its rank names."""
     for rank in ("0", "1"):
         (tmp_path / rank).mkdir()
     (tmp_path / "0" / "rows.jsonl").write_text('{"question": "1", "answer": "2"}\n' * 20)
-    done = _launch("train", recipe, *overrides, "--runs", str(tmp_path / "runs"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command += ["bash", "-c", 'cd $RANK && exec "$@"', "bash", sys.executable, "-m", "milora"]
+    command += ["train", recipe, "data.name=./rows.jsonl", "--runs", str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
-    assert len(said) == 2 and message in said[0], done.stderr
+    _assert_one_error(done.stderr, "the file does not exist")
+
+
+def _assert_one_error(said, message):
+    lines = [line for line in said.splitlines() if line.startswith(("error: ", "hint: "))]
+    assert len(lines) == 2 and message in lines[0], said
 
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
