@@ -11,7 +11,6 @@ from pathlib import Path
 from milora.comparison.grid import Cell, Grid, describe_cost
 from milora.comparison.results import Results, collect_results
 from milora.comparison.schedule import Job, run_here, run_on_ray
-from milora.data.rows import list_files
 from milora.evaluation.check import check_evaluation, expand
 from milora.evaluation.evaluate import evaluate
 from milora.evaluation.held_out import answer_held_out
@@ -23,16 +22,17 @@ from milora.method.options import Export, Scheduler
 from milora.models.base import load_model
 from milora.models.card import say_how_to_load
 from milora.models.export import export_run
+from milora.models.vision import takes_pictures
 from milora.report.comparison_page import write_results
 from milora.report.outcome import format_outcome
 from milora.report.run_page import write_report
 from milora.run.directory import RunDirectory, create_run, locked
-from milora.run.identity import Identity, identify
+from milora.run.identity import Identity
 from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import Recipe, load_recipe
-from milora.run.records import CellRecord, Spectra, Start, TrainingRecord
+from milora.run.records import CellRecord, Spectra, TrainingRecord
 from milora.training.diagnosis import Diagnosis, diagnose_training
-from milora.training.prepare import locate
+from milora.training.prepare import identify_stages, locate
 from milora.training.train import train
 
 
@@ -64,7 +64,7 @@ def locate_job(job: Recipe | RunDirectory, runs: Path) -> RunDirectory:
     with fail_together():
         if isinstance(job, Recipe):
             return locate(job, runs)
-        if identify(job.recipe, list_files(job.recipe.data)) != job.read(Identity):
+        if identify_stages(job.recipe) != job.read(Identity):
             raise MiloraError(
                 f"{job.path} was started with other data or model files than those that its recipe names now",
                 "restore the files, or run the recipe again, in a new run directory",
@@ -96,7 +96,7 @@ def _working_on(run: RunDirectory) -> Iterator[None]:
             create_run(run)
             yield
         finally:
-            if absent and is_main_process() and not run.has(Start):
+            if absent and is_main_process() and not run.has_started:
                 shutil.rmtree(run.path)
                 with suppress(OSError):  # another process may have made a run beside it
                     for path in absent[1:]:
@@ -123,7 +123,7 @@ def run_all(run: RunDirectory, *, yes: bool = False) -> Finished | None:
             run.write(Spectra(measure_spectra(load_model(run.recipe.model))))
         form: Export = "merged" if run.recipe.adapter.method == "full" else "lora"
         exported = export_run(run, run.trained, form)
-        load = say_how_to_load(run.recipe.model, form, str(exported))
+        load = say_how_to_load(run.recipe.model, form, str(exported), pictures=takes_pictures(run.recipe.model))
         outcome = format_outcome(run.read(TrainingRecord), scores)
         return Finished(outcome, exported, load, write_report(run))
 

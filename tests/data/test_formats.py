@@ -119,7 +119,7 @@ BAD = {
     "no role": ({"messages": [{"content": "q"}]}, "has neither role and content nor from and value"),
     "tool calls": ({"messages": [{"role": A, "content": "a", "tool_calls": [{}]}]}, "messages[0] calls tools"),
     "tools": ({"messages": chat(*QA), "tools": [{"name": "f"}]}, "the row has tools (column tools)"),
-    "a picture": ({"messages": [{"role": U, "content": [{"type": "image"}]}]}, "[0] is a part of type image, and only"),
+    "a video": ({"messages": [{"role": U, "content": [{"type": "video"}]}]}, "[0] is a part of type video, and only"),
     "null part": (
         {"messages": [{"role": U, "content": [{"type": "text", "text": None}]}]},
         "column messages[0].content[0].text is null (NoneType)",
@@ -139,7 +139,7 @@ BAD = {
     "late system": ({"messages": chat(*QA, (S, "s"), *QA)}, "a system message follows other messages"),
     "sharegpt role": ({"conversations": [{"from": "bing", "value": "q"}]}, "column conversations[0].from is 'bing'"),
     "sharegpt null": ({"conversations": [{"from": "human", "value": None}]}, "column conversations[0].value is null"),
-    "sharegpt picture": ({"conversations": sharegpt(*QA), "image": "x.jpg"}, "the row has a picture"),
+    "a picture of its own": ({"conversations": sharegpt(*QA), "image": 7}, "column image is a number (int)"),
     "sharegpt number system": ({"conversations": sharegpt(*QA), "system": 1}, "column system is a number (int)"),
     "null completion": ({"prompt": "q", "completion": None}, "column completion is null (NoneType), not text"),
     "null chosen text": ({"prompt": "q", "chosen": None}, "column chosen is null (NoneType), not text"),

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from milora import MiloraError
 from milora.evaluation.target import resolve_target
-from milora.models import base, embedded
+from milora.models import base, embedded, located
 from milora.models.init import write_start
 from milora.run.recipe import load_recipe
 from milora.run.sections import AdapterSection, ModelSection
@@ -21,7 +21,7 @@ from milora.training.prepare import locate
 
 
 def test_the_embedded_model_is_converted_once_trainable_and_savable(tmp_path):
-    first, again = base.resolve_model(embedded.EMBEDDED), base.resolve_model(embedded.EMBEDDED)
+    first, again = located.resolve_model(embedded.EMBEDDED), located.resolve_model(embedded.EMBEDDED)
     assert first == again
     model = base.load_model(ModelSection(name=embedded.EMBEDDED, dtype="float32"))
     assert sum(p.numel() for p in model.parameters()) == 134_515_008

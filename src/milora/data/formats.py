@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from milora.data.conversation import Conversation, Message, Role, Text
+from milora.data.conversation import Conversation, Image, Message, Part, Role, Text
+from milora.data.placing import place_pictures, read_image_part
+from milora.data.problems import BadRowError, describe
 
 Row = Mapping[str, Any]
 ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
@@ -11,16 +13,7 @@ SHAREGPT_ROLES: dict[str, Role] = {**ROLES, "human": "user", "gpt": "assistant"}
 TREE_ROLES: dict[str, Role] = {"prompter": "user", "assistant": "assistant"}
 
 
-DROP = "correct the row, or set data.on_bad_row=drop: such rows are then dropped and counted"
 NAME_COLUMNS = "name the columns in data.question_column and data.answer_column, or rename them (docs/recipes.md)"
-
-
-class BadRowError(ValueError):
-    """A row that cannot be read, and why. Who knows the file and the row's number turns it into a `MiloraError`."""
-
-    def __init__(self, message: str, hint: str = DROP) -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 def read_conversations(row: Any, columns: tuple[str, str] | None = None) -> list[Conversation]:
@@ -38,10 +31,10 @@ def read_conversations(row: Any, columns: tuple[str, str] | None = None) -> list
         missing = [column for column in columns if column not in row]
         if missing:
             raise BadRowError(f"no column {', '.join(missing)}; there are {_list_columns(row)}", NAME_COLUMNS)
-        return [Conversation.of_turn(text_of(row, columns[0]), text_of(row, columns[1]))]
+        return [place_pictures(Conversation.of_turn(text_of(row, columns[0]), text_of(row, columns[1])), row)]
     for needed, read in SHAPES:
         if needed <= row.keys():
-            return read(row)
+            return [place_pictures(conversation, row) for conversation in read(row)]
     raise BadRowError(f"the columns are those of no known format: {_list_columns(row)}", NAME_COLUMNS)
 
 
@@ -53,15 +46,6 @@ def text_of(row: Row, column: str, *, may_be_empty: bool = False) -> str:
         BadRowError: the cell is null, a number, nested, or empty.
     """
     return _text(row[column], f"column {column}", may_be_empty=may_be_empty)
-
-
-def describe(value: Any) -> str:
-    """Return what a cell contains instead of text, with its type."""
-    if isinstance(value, str):
-        return "text (str)" if value.strip() else "empty (str)"
-    words = {"NoneType": "null", "int": "a number", "float": "a number", "list": "a list", "dict": "an object"}
-    kind = type(value).__name__
-    return f"{words.get(kind, 'a value')} ({kind})"
 
 
 def _list_columns(row: Row) -> str:
@@ -96,17 +80,22 @@ def _read_role(value: Any, roles: Mapping[str, Role], where: str) -> Role:
     return roles[value]
 
 
-def _read_content(value: Any, where: str) -> str:
-    """A string, or a list of text parts."""
+def _read_content(value: Any, where: str) -> tuple[Part, ...]:
+    """A string, or a list of parts: texts and pictures."""
     if not isinstance(value, list):
-        return _text(value, where)
-    texts = []
+        return (Text(_text(value, where)),)
+    parts: list[Part] = []
     for index, part in enumerate(value):
-        if not isinstance(part, Mapping) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, Mapping) else describe(part)
-            raise BadRowError(f"{where}[{index}] is a part of type {kind}, and only text parts are read")
-        texts.append(_text(part.get("text"), f"{where}[{index}].text", may_be_empty=True))
-    return _text("".join(texts), where)
+        kind = part.get("type") if isinstance(part, Mapping) else describe(part)
+        if kind == "text":
+            parts.append(Text(_text(part.get("text"), f"{where}[{index}].text", may_be_empty=True)))
+        elif kind in ("image", "image_url"):
+            parts.append(read_image_part(part, f"{where}[{index}]"))
+        else:
+            raise BadRowError(f"{where}[{index}] is a part of type {kind}, and only text and image parts are read")
+    if any(isinstance(part, Image) for part in parts):
+        return tuple(parts)
+    return (Text(_text("".join(part.text for part in parts if isinstance(part, Text)), where)),)
 
 
 def _read_message(value: Any, where: str) -> Message:
@@ -121,7 +110,7 @@ def _read_message(value: Any, where: str) -> Message:
     if value.get("tool_calls"):
         raise BadRowError(f"{where} calls tools, which would not be trained")
     role = _read_role(value["role"], ROLES, f"{where}.role")
-    return _message(role, _read_content(value.get("content"), f"{where}.content"))
+    return Message(role, _read_content(value.get("content"), f"{where}.content"))
 
 
 def _read_messages(value: Any, where: str) -> list[Message]:
@@ -192,8 +181,6 @@ def _read_chat(row: Row) -> list[Conversation]:
 
 
 def _read_sharegpt(row: Row) -> list[Conversation]:
-    if row.get("image") is not None or row.get("images"):
-        raise BadRowError("the row has a picture, and only text is trained")
     messages = _read_messages(row["conversations"], "column conversations")
     system = _optional_text(row, "system")
     if system.strip() and not (messages and messages[0].role == "system"):

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from milora.data.conversation import Conversation
-from milora.data.formats import BadRowError, describe, text_of
+from milora.data.formats import text_of
+from milora.data.problems import BadRowError, describe
 from milora.method.errors import MiloraError
 
 Row = Mapping[str, Any]

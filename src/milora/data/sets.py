@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from milora.data.conversation import Conversation
-from milora.data.formats import BadRowError, describe, read_conversations, text_of
+from milora.data.formats import read_conversations, text_of
 from milora.data.instruction import join_levels, read_follow_bench, read_ifeval, read_mt_bench
+from milora.data.problems import BadRowError, describe
 
 Split = Literal["train", "validation", "test"]
 Read = Callable[[Mapping[str, Any]], Conversation | None]
@@ -91,6 +92,11 @@ def _read_first_block(row: Mapping[str, Any]) -> Conversation | None:
 def _read_chosen(row: Mapping[str, Any]) -> Conversation:
     """The preferred conversation of a pair."""
     return read_conversations({"chosen": row["chosen"], "rejected": None})[0]
+
+
+def _read_any(row: Mapping[str, Any]) -> Conversation:
+    """A row whose columns say how it reads."""
+    return read_conversations(row)[0]
 
 
 def _read_humaneval(row: Mapping[str, Any]) -> Conversation:
@@ -192,6 +198,9 @@ NAMED_SETS: dict[str, NamedSet] = {
         },
         _hub("HuggingFaceH4/ultrafeedback_binarized", "train", "test", kind="_sft"),
     ),
+    # Of LLaVA's second and first stage; their pictures have to be fetched from five places (docs/vision.md).
+    "llava_mix665k": NamedSet(_read_any, {"train": "llava/llava_v1_5_mix665k.json"}, {}),
+    "llava_pretrain": NamedSet(_read_any, {"train": "llava/blip_laion_cc_sbu_558k.json"}, {}),
     "code_alpaca": NamedSet(
         _read_instruction, {"train": "instruction/code_alpaca_2k.json"}, _hub("sahil2801/CodeAlpaca-20k", "train")
     ),

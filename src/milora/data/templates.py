@@ -21,6 +21,10 @@ class Template(Protocol):
         """What the template is: a text with `{question}` in it, Jinja, or "chat" for the model's own."""
 
     @property
+    def pictures(self) -> Pictures | None:
+        """What pictures become; None: the template writes text only."""
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """Strings that end an answer beside EOS."""
 
@@ -47,6 +51,10 @@ class TextTemplate:
 
     text: str
     answer_prefix: str = ""  # between the prompt's last character and the answer
+
+    @property
+    def pictures(self) -> None:
+        return None
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from milora.method.errors import MiloraError
 from milora.run.records import TokenReport
 
 IGNORED = -100  # the label that the loss ignores
+PICTURES = "pictures"  # the column of paths, of rows that have some
 FORKED_FROM = 20_000  # rows: starting processes takes seconds, as does encoding this many rows
 NUMBER = datasets.Value("int32")
 
@@ -28,29 +29,34 @@ def tokenize_rows(
     loss_on: Literal["answer", "all"] = "answer",
     what: str = "rows",
 ) -> tuple[datasets.Dataset, TokenReport]:
-    """Return `input_ids` and `labels` of each conversation, at most `max_length` tokens.
+    """Return `input_ids` and `labels` of each conversation, at most `max_length` tokens, and the paths of its pictures.
 
     With `loss_on="answer"` the labels outside the assistant's turns are -100, and a row is dropped if every turn of the
-    assistant is cut away. Errors call the rows `what`.
+    assistant is cut away, or a token in whose place a picture is seen. Errors call the rows `what`.
 
     Raises:
         MiloraError: every row is dropped, or the template cannot express a row.
     """
 
     def encode(batch: Columns) -> dict[str, list[Any]]:
-        ids, labels, lengths, trained = [], [], [], []
-        for row in template.encode_all(tokenizer, _conversations(batch)):
+        ids, labels, lengths, trained, images = [], [], [], [], []
+        conversations = _conversations(batch)
+        for row, conversation in zip(template.encode_all(tokenizer, conversations), conversations, strict=True):
+            seen = template.pictures.tokens if template.pictures and conversation.images else frozenset()
             pairs = zip(row.ids[:max_length], row.trained[:max_length], strict=True)
-            own = [token if keep or loss_on == "all" else IGNORED for token, keep in pairs]
+            own = [token if (keep or loss_on == "all") and token not in seen else IGNORED for token, keep in pairs]
             own[:1] = [IGNORED]  # nothing predicts the first token; padding on the left would seem to
+            is_cut = not seen.isdisjoint(row.ids[max_length:])
             ids.append(row.ids[:max_length])
             labels.append(own)
             lengths.append(len(row.ids))
-            trained.append(len(own) - own.count(IGNORED))
-        return {"input_ids": ids, "labels": labels, "length": lengths, "trained": trained}
+            trained.append(0 if is_cut else len(own) - own.count(IGNORED))
+            images.append(list(conversation.images))
+        return {"input_ids": ids, "labels": labels, "length": lengths, "trained": trained, PICTURES: images}
 
     tokens = datasets.List(NUMBER)
-    encoded = _map(rows, encode, {"input_ids": tokens, "labels": tokens, "length": NUMBER, "trained": NUMBER})
+    features = {"input_ids": tokens, "labels": tokens, "length": NUMBER, "trained": NUMBER}
+    encoded = _map(rows, encode, {**features, PICTURES: datasets.List(datasets.Value("string"))})
     lengths, trained = encoded["length"][:], encoded["trained"][:]
     kept = [index for index, count in enumerate(trained) if count]
     if not kept:
@@ -67,7 +73,8 @@ def tokenize_rows(
         dropped=len(encoded) - len(kept),
         longest=max(min(lengths[index], max_length) for index in kept),
     )
-    table = encoded.remove_columns(["length", "trained"])
+    has_pictures = any(map(len, encoded[PICTURES]))
+    table = encoded.remove_columns(["length", "trained", *([] if has_pictures else [PICTURES])])
     return table if len(kept) == len(table) else table.select(kept), report
 
 

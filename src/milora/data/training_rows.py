@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow
@@ -48,6 +50,17 @@ class _Table:
         kept = [index for index, length in enumerate(measure(self.rows)) if length <= limit]
         return _Table(self.rows.select(kept), [self.digests[index] for index in kept], len(self.rows) - len(kept))
 
+    def without(self, pictures: set[str]) -> "_Table":
+        """Return the rows that have none of these pictures."""
+        if not pictures:
+            return self
+        kept = [
+            index
+            for index, messages in enumerate(self.rows["messages"] if len(self.rows) else [])
+            if not any(part["image"] in pictures for message in messages for part in message["parts"])
+        ]
+        return _Table(self.rows.select(kept), [self.digests[index] for index in kept], self.long)
+
 
 def load_training_rows(section: DataSection, measure: Measure | None = None) -> TrainingRows:
     """Return the rows of a recipe; `measure` counts the tokens of rows, for `data.max_tokens`.
@@ -61,12 +74,12 @@ def load_training_rows(section: DataSection, measure: Measure | None = None) -> 
     """
     reader, sources = Reader(section.on_bad_row), section.each_source()
 
-    def read(conversations: Iterable[Conversation]) -> _Table:
-        return _as_table(conversations, section.seed).take_short(section.max_tokens, measure)
-
-    tables = [read(read_training(source, reader)) for source in sources]
+    tables = [_as_table(read_training(source, reader), section.seed) for source in sources]
     validation = read_validation(section, reader)
-    own = None if validation is None else read(validation)
+    held = [] if validation is None else [_as_table(validation, section.seed)]
+    bad = reader.find_bad_pictures()
+    tables = [table.without(bad).take_short(section.max_tokens, measure) for table in tables]
+    own = held[0].without(bad).take_short(section.max_tokens, measure) if held else None
     long = sum(table.long for table in tables) + (own.long if own else 0)
     digests = [table.digests for table in tables]
     _check_count(section, digests, reader, long, held_out=section.validation_rows if own is None else 0)
@@ -115,9 +128,20 @@ def _as_table(rows: Iterable[Conversation], seed: int) -> _Table:
     chunks: list[datasets.Dataset] = []
     digests: list[bytes] = []
     while chunk := [row.to_row() for row in islice(remaining, CHUNK)]:
-        digests += [digest_text(row["messages"], seed) for row in chunk]
+        digests += [digest_text(_without_folders(row["messages"]), seed) for row in chunk]
         chunks.append(datasets.Dataset(pyarrow.Table.from_pylist(chunk, schema=features.arrow_schema)))
     return _Table(datasets.concatenate_datasets(chunks) if chunks else datasets.Dataset.from_list([]), digests)
+
+
+def _without_folders(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the last two parts of each picture's path: which rows are held out must not depend on where."""
+    if not any(part["image"] for message in messages for part in message["parts"]):
+        return messages
+
+    def shorten(part: dict[str, str]) -> dict[str, str]:
+        return {**part, "image": "/".join(Path(part["image"]).parts[-2:])}
+
+    return [{**message, "parts": [shorten(part) for part in message["parts"]]} for message in messages]
 
 
 def _take(rows: datasets.Dataset, count: int | None) -> datasets.Dataset:

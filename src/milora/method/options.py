@@ -26,7 +26,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["nf4", "int8"]
 """How bitsandbytes quantizes a base when it is loaded."""
 
-Method = Literal["milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora", "lora_ga", "adalora", "full"]
+Method = Literal[
+    "milora", "lora", "rslora", "loraplus", "dora", "mica", "pissa", "olora", "lora_ga", "adalora", "full", "projector"
+]
 """How a model is fine-tuned."""
 
 Export = Literal["lora", "gguf", "merged", "residual"]
@@ -38,6 +40,8 @@ TemplateName = Literal["auto", "chat", "plain", "alpaca", "commonsense", "peft",
 DataSet = Literal[
     "arithmetic",
     "chat",
+    "easy_vqa",
+    "digits",
     "gsm8k",
     "math",
     "mawps",
@@ -55,6 +59,8 @@ DataSet = Literal[
     "codefeedback",
     "codefeedback_first_block",
     "ultrafeedback",
+    "llava_mix665k",
+    "llava_pretrain",
     "code_alpaca",
     "alpaca_eval_1",
     "alpaca_eval_2",

@@ -10,24 +10,30 @@ from peft.utils import CONFIG_NAME
 from milora.method.files import hash_file, read_json, write_json, write_text
 from milora.method.options import Export
 from milora.models.embedded import EMBEDDED, GGUF_FILE, GGUF_SHA256, PACKAGE, is_embedded
+from milora.models.located import LOCAL
+from milora.models.small_llava import SMALL_LLAVA
 from milora.run.sections import ModelSection
 
-LOCAL = "local:"  # no name on the hub has a colon
 HERE = "path/to/this/folder"
+PACKAGED = (EMBEDDED, SMALL_LLAVA)
 
 
-def say_how_to_load(model: ModelSection, form: Export, folder: str) -> str:
-    """Return the lines of Python that load an export from `folder`, with transformers and peft."""
-    imports = ["from transformers import AutoModelForCausalLM"]
+def say_how_to_load(model: ModelSection, form: Export, folder: str, *, pictures: bool = False) -> str:
+    """Return the lines of Python that load an export from `folder`, with transformers and peft.
+
+    `pictures`: the model takes some.
+    """
+    kind = "AutoModelForImageTextToText" if pictures else "AutoModelForCausalLM"
+    imports = [f"from transformers import {kind}"]
     if form == "merged":
-        return "\n".join([*imports, f"model = AutoModelForCausalLM.from_pretrained({folder!r})"])
-    base = f"AutoModelForCausalLM.from_pretrained({', '.join(_arguments(model))})"
-    if model.name == EMBEDDED:
+        return "\n".join([*imports, f"model = {kind}.from_pretrained({folder!r})"])
+    base = f"{kind}.from_pretrained({', '.join(_arguments(model))})"
+    if model.name in PACKAGED:
         imports.append("from milora.models.located import resolve_model")
     return "\n".join(["from peft import PeftModel", *imports, f"model = PeftModel.from_pretrained({base}, {folder!r})"])
 
 
-def describe_lora(folder: Path, model: ModelSection, method: str, title: str) -> None:
+def describe_lora(folder: Path, model: ModelSection, method: str, title: str, *, pictures: bool = False) -> None:
     """Write the README of an adapter, and give its base a name that means the same on other machines; see `name_base`.
 
     The README's header has the keys and tags of PEFT's own.
@@ -35,10 +41,15 @@ def describe_lora(folder: Path, model: ModelSection, method: str, title: str) ->
     config = read_json(folder / CONFIG_NAME)
     config["base_model_name_or_path"] = name = name_base(model.name)
     write_json(folder / CONFIG_NAME, config)
-    is_on_hub = name != EMBEDDED and not name.startswith(LOCAL)
+    is_on_hub = name not in PACKAGED and not name.startswith(LOCAL)
+    task = "image-text-to-text" if pictures else "text-generation"
     tags = sorted({config["peft_type"].lower(), "transformers", *([f"base_model:adapter:{name}"] if is_on_hub else [])})
     header: dict[str, Any] = {"base_model": name} if is_on_hub else {}
-    header |= {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
+    header |= {
+        "library_name": "peft",
+        "pipeline_tag": task,
+        "tags": tags,
+    }
     # JSON is YAML too, and quotes whatever a name contains.
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items()), "---", ""]
     rank, by = f" of rank {config['r']}" if "r" in config else "", f"milora {version('milora')}"
@@ -50,7 +61,7 @@ def describe_lora(folder: Path, model: ModelSection, method: str, title: str) ->
         _describe_base(model, name),
         "",
         "```python",
-        say_how_to_load(model.model_copy(update={"name": public}), "lora", HERE),
+        say_how_to_load(model.model_copy(update={"name": public}), "lora", HERE, pictures=pictures),
         "```",
         "",
         "License: to be stated by whoever publishes this adapter. The base and the training data have their own.",
@@ -67,7 +78,7 @@ def name_base(name: str) -> str:
 
 def _arguments(model: ModelSection) -> list[str]:
     """What `from_pretrained` needs to load the base as it was trained on, but for its dtype."""
-    name = f"resolve_model({EMBEDDED!r})" if model.name == EMBEDDED else repr(model.name)
+    name = f"resolve_model({model.name!r})" if model.name in PACKAGED else repr(model.name)
     revision = [f"revision={model.revision!r}"] if model.revision else []
     return [name, *revision, *(["trust_remote_code=True"] if model.trust_remote_code else [])]
 
@@ -80,6 +91,8 @@ def _describe_base(model: ModelSection, name: str) -> str:
             f"{said} It is not on the hub: it is the file {GGUF_FILE} (sha256 {GGUF_SHA256}) of the PyPI package "
             f"{PACKAGE}, which milora converts to full precision."
         )
+    if name == SMALL_LLAVA:
+        return f"{said} It is not on the hub: milora joins it from two PyPI packages (docs/vision.md)."
     if name.startswith(LOCAL):
         files = {path.name: hash_file(path) for path in sorted(Path(model.name).glob("*.safetensors"))}
         listed = "".join(f"\n- {file}: sha256 {digest}" for file, digest in files.items())

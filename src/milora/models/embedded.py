@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,18 +39,19 @@ def is_embedded(name: str) -> bool:
 
 
 def _cached() -> Path:
-    return _target("SmolLM2-135M-Instruct", GGUF_SHA256)
+    return cached_folder("SmolLM2-135M-Instruct", GGUF_SHA256)
 
 
 def convert_once(file: Path) -> Path:
     """Return the folder that a GGUF file is converted into, in the user's cache, by its content."""
-    target = _target(file.stem, hash_local(file))
+    target = cached_folder(file.stem, hash_local(file))
     if not target.is_dir():
         _convert_gguf(file, target)
     return target
 
 
-def _target(name: str, digest: str) -> Path:
+def cached_folder(name: str, digest: str) -> Path:
+    """Return the folder of a converted model in the user's cache, by its name and its file's digest."""
     return user_cache_path("milora") / f"{name}-{digest[:8]}"
 
 
@@ -73,9 +75,7 @@ def locate_gguf() -> Path:
 
 
 def _convert_gguf(file: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
-    try:
+    def write(folder: Path) -> None:
         # Without dequantize=True the model counts as quantized: neither trainable nor savable.
         model = AutoModelForCausalLM.from_pretrained(
             file.parent,
@@ -83,8 +83,18 @@ def _convert_gguf(file: Path, target: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
         )
-        model.save_pretrained(unfinished)
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(unfinished)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+
+    write_once(target, write)
+
+
+def write_once(target: Path, write: Callable[[Path], None]) -> None:
+    """Make the folder `target`, with what `write` writes into one that is renamed when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
+    try:
+        write(unfinished)
         os.rename(unfinished, target)  # noqa: PTH104  a process that came first keeps its own: OSError
     except OSError:
         if not target.is_dir():

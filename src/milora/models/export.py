@@ -17,6 +17,7 @@ from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.models.card import describe_lora
 from milora.models.gguf import find_architecture, write_gguf
 from milora.models.located import load_config
+from milora.models.vision import copy_processor, is_pictured, takes_pictures
 from milora.run.directory import RunDirectory, locate_export
 from milora.run.recipe import Recipe
 from milora.run.sections import ModelSection
@@ -66,7 +67,7 @@ def export_run(
             return write_gguf(output, Path(folder), config)
     if form == "lora":
         _write_lora(recipe, trained, output, rank)
-        describe_lora(output, recipe.model, method, recipe.name)
+        describe_lora(output, recipe.model, method, recipe.name, pictures=takes_pictures(recipe.model))
         return output
     if is_full:
         return _copy(trained, output)
@@ -76,6 +77,8 @@ def export_run(
     else:
         attach_adapter(model, trained, recipe.adapter.form).merge_and_unload().save_pretrained(output)
     load_tokenizer(recipe.model).save_pretrained(output)
+    if takes_pictures(recipe.model):
+        copy_processor(recipe.model, output)
     return output
 
 
@@ -113,5 +116,6 @@ def export_adapter(
             return write_gguf(output, Path(folder), AutoConfig.from_pretrained(initial))
     convert_adapter(output, adapter, initial, rank=rank)
     base = str(read_json(output / CONFIG_NAME)["base_model_name_or_path"])
-    describe_lora(output, ModelSection(name=base), "milora", adapter.resolve().name)
+    pictures = is_pictured(AutoConfig.from_pretrained(initial))
+    describe_lora(output, ModelSection(name=base), "milora", adapter.resolve().name, pictures=pictures)
     return output

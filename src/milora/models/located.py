@@ -9,11 +9,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from milora.method.disk.conversion import is_residual_model
 from milora.method.disk.shards import COMPANIONS
 from milora.method.errors import MiloraError
-from milora.models.card import LOCAL
 from milora.models.embedded import EMBEDDED, convert_once, locate_embedded_model
 from milora.models.failures import NAME_A_MODEL, loading, unavailable
+from milora.models.small_llava import SMALL_LLAVA, locate_small_llava
 from milora.run.paths import looks_local
 from milora.run.sections import ModelSection
+
+LOCAL = "local:"  # no name on the hub has a colon
 
 
 def load_config(section: ModelSection) -> PreTrainedConfig:
@@ -55,6 +57,8 @@ def resolve_model(name: str) -> str:
     """
     if name == EMBEDDED:
         return str(locate_embedded_model())
+    if name == SMALL_LLAVA:
+        return str(locate_small_llava())
     if name.startswith(LOCAL):
         raise MiloraError(
             f"the base is a local folder called {name.removeprefix(LOCAL)}, and the adapter does not say where it is",

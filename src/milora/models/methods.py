@@ -1,5 +1,6 @@
 """Puts the adapter of a recipe on a model and initializes it by the recipe's method."""
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from peft import AdaLoraConfig, AdaLoraModel, LoraConfig, LoraGAConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import ParamWrapper, preprocess_loraga
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -19,11 +21,13 @@ from milora.method.initialization import InitializationReport, initialize_lora_m
 from milora.method.layers import ready_layers
 from milora.method.variant.weights import base_weight, is_transposed, trained_factors
 from milora.models.failures import one_line
+from milora.models.vision import find_language_model
 from milora.run.sections import AdapterSection
 
 if TYPE_CHECKING:
     import datasets  # of the extra `train`, and milora init does not need it
 
+ALL_LINEAR = "all-linear"
 GRADIENT_ROWS = 64
 MINIMUM_ADALORA_STEPS = 5
 
@@ -59,6 +63,8 @@ def add_adapter(
         assert course is not None
         return put_adapter(model, _configure_adalora(section, course.steps), tokens), None
     peft_model = put_adapter(model, make_config(section), tokens)
+    if section.method == "projector":
+        return peft_model, None
     if section.method == "lora_ga":
         assert course is not None
         _estimate_gradients(peft_model, course)
@@ -109,6 +115,7 @@ def put_adapter(
         tied = model.config.get_text_config().tie_word_embeddings  # PEFT then trains one row for both
         names = {id(module): name for name, module in model.named_modules()}
         config.trainable_token_indices = {names[id(end)]: list(tokens) for end in ends[: 1 if tied else 2]}
+    _keep_to_language(model, config)
     try:
         return get_peft_model(model, config, revision=revision)
     except ValueError as error:
@@ -120,10 +127,26 @@ def put_adapter(
         raise MiloraError(f"PEFT refuses the adapter: {one_line(error)}", "choose other target modules") from error
 
 
+def _keep_to_language(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Exclude everything outside the language model of a model that takes pictures.
+
+    Names of modules, and all-linear, also fit the vision tower. An expression is matched with whole names: what it
+    matches is meant.
+    """
+    language, targets = find_language_model(model), config.target_modules
+    if language is None or (isinstance(targets, str) and targets not in (ALL_LINEAR, DUMMY_TARGET_MODULES)):
+        return
+    outside = rf"(?!{re.escape(language)}\.|lm_head).*"
+    own = config.exclude_modules or []
+    said = [own] if isinstance(own, str) else [rf"(.*\.)?{re.escape(name)}" for name in sorted(own)]
+    config.exclude_modules = "|".join([outside, *said])
+
+
 def _choose_weights(section: AdapterSection) -> dict[str, Any]:
     """The options of PEFT that say which weights are trained."""
     return {
-        "target_modules": section.target_modules,
+        # PEFT's way to say that no layer has an adapter.
+        "target_modules": DUMMY_TARGET_MODULES if section.method == "projector" else section.target_modules,
         "exclude_modules": section.exclude_modules,
         "target_parameters": section.target_parameters or None,
         "layers_to_transform": section.layers_to_transform,

@@ -3,20 +3,34 @@
 All private API of transformers' processors that milora uses is in this file; tests/test_seams.py asserts it.
 """
 
+import shutil
+from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoImageProcessor, AutoProcessor, LlavaImageProcessorPil, ProcessorMixin
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    LlavaImageProcessorPil,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from milora.models.failures import loading
-from milora.models.located import load_config, resolve_model
+from milora.models.located import load_config, locate_checkpoint, resolve_model
 from milora.run.sections import ModelSection
 
 
 def takes_pictures(section: ModelSection) -> bool:
     """Whether a model takes pictures beside text, by its config."""
-    return load_config(section).model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return is_pictured(load_config(section))
+
+
+def is_pictured(config: PreTrainedConfig) -> bool:
+    """Whether models of this config take pictures beside text."""
+    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def load_processor(section: ModelSection) -> ProcessorMixin:
@@ -40,6 +54,21 @@ def load_processor(section: ModelSection) -> ProcessorMixin:
         else:
             processor.image_processor = cast(Any, AutoImageProcessor).from_pretrained(name, **options, backend="pil")
     return processor
+
+
+def copy_processor(section: ModelSection, output: Path) -> None:
+    """Copy the files of a model's processor into the folder of a model that was made from it, as they are."""
+    for pattern in ("*processor_config.json", "chat_template.*"):
+        for file in locate_checkpoint(section).glob(pattern):
+            shutil.copy2(file, output)
+
+
+def find_language_model(model: PreTrainedModel) -> str | None:
+    """Return the name of the language model inside a model that takes pictures, None of other models."""
+    if not is_pictured(model.config):
+        return None
+    decoder = model.get_decoder()  # type: ignore[no-untyped-call]
+    return next(str(name) for name, module in model.named_modules() if module is decoder)
 
 
 def _without_videos(kind: Any) -> Any:

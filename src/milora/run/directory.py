@@ -7,6 +7,7 @@ runs/<name>-<digest>/
   initialization.json   what the initialization found
   start.json            how long it took
   spectra.json          singular values of a few weights, for the report
+  alignment/            the run of the first stage, if there is one
   checkpoints/          the trainer's, while it trains; complete.json says that one is whole
   tensorboard/
   adapter/              the trained adapter
@@ -38,10 +39,11 @@ from milora.run.environment import Environment, describe_environment
 from milora.run.identity import FORMAT, Identity
 from milora.run.launch import fail_together, is_main_process
 from milora.run.recipe import Recipe, load_recipe
-from milora.run.records import CheckpointMark, Divergence
+from milora.run.records import CheckpointMark, Divergence, Start
 
 Record = TypeVar("Record")
 RECIPE = "recipe.yaml"
+ALIGNMENT = "alignment"
 CHECKPOINT = "checkpoint-"  # transformers' own name, before the step
 
 # By name, so that to list runs no library of training is imported.
@@ -155,6 +157,16 @@ class RunDirectory(RecordFolder):
     def trained(self) -> Path:
         """What training wrote: the adapter, or the whole model after full fine-tuning."""
         return self.model if self.recipe.adapter.method == "full" else self.adapter
+
+    @property
+    def alignment(self) -> Path:
+        """Where the first stage is: a run directory in a folder."""
+        return self.path / ALIGNMENT
+
+    @property
+    def has_started(self) -> bool:
+        """Whether training has begun, be it in the first stage."""
+        return self.has(Start) or any(self.alignment.glob(f"*/{FILES['Start']}"))
 
     @property
     def checkpoints(self) -> Path:

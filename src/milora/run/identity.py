@@ -24,24 +24,28 @@ class Identity:
     training: str
 
 
-def identify(recipe: Recipe, data_files: Sequence[Sequence[Path]]) -> Identity:
+def identify(recipe: Recipe, data_files: Sequence[Sequence[Path]], first: Identity | None = None) -> Identity:
     """Return the identity of a recipe's training.
 
     The digest covers model, adapter, data, training and seed: only keys that differ from their defaults, and not those
     that change no weight or only rounding. Local files, the `data_files` of each source and those of a model's folder,
-    count by their contents, wherever they are.
+    count by their contents, wherever they are; pictures count by their paths in these files. `first` is the identity of
+    the first stage, the alignment.
     """
     content = recipe.model_dump(include={"model", "adapter", "data", "training", "seed"}, exclude_defaults=True)
     for key in _without_effect(recipe):
         content.get("training", {}).pop(key, None)
     data = content["data"]
-    data.pop("data_dir", None)  # where the files of named sets are
+    for key in ("data_dir", "image_dir"):  # where the files of named sets and the pictures are
+        data.pop(key, None)
     for source, files in zip(data.get("sources", [data]), data_files, strict=True):
         if files:
             if source["name"] not in get_args(DataSet):  # but that of a file
                 del source["name"]
             source["sha256"] = [hash_local(path) for path in files]
     content["model"]["name"] = identify_model(recipe.model.name)
+    if first is not None:
+        content["alignment"] = first.training
     text = json.dumps([FORMAT, _with_plain_numbers(content)], sort_keys=True)
     return Identity(FORMAT, hashlib.sha256(text.encode()).hexdigest()[:8])
 

@@ -8,8 +8,11 @@ from typing import Any, get_args
 from milora.method.options import DataSet
 from milora.run.plain import parse_plain
 
-ALWAYS = ("data.data_dir", "evaluation.data_dir", "evaluation.forgetting.text")  # the others may be names on the hub
-KEYS = (*ALWAYS, "model.name", "data.name", "data.sources", "evaluation.tasks")
+# The others may be names on the hub.
+ALWAYS = ("data.data_dir", "data.image_dir", "evaluation.data_dir", "evaluation.forgetting.text")
+OF_DATA = ("data.data_dir", "data.image_dir", "data.name", "data.sources")
+FIRST_STAGE = "alignment."
+KEYS = (*ALWAYS, "model.name", *OF_DATA, *(f"{FIRST_STAGE}{key}" for key in OF_DATA), "evaluation.tasks")
 WORDS = {"sampled", *get_args(DataSet)}  # go before files and folders that have the same names
 
 
@@ -17,6 +20,7 @@ def make_absolute(settings: Any, folder: Path) -> None:
     """Make the local paths in a recipe's settings absolute: a run then works from any directory."""
     for key in KEYS:
         *sections, last = key.split(".")
+        key = key.removeprefix(FIRST_STAGE)  # the rows of the first stage have the same keys
         section = settings
         for part in sections:
             section = section.get(part) if isinstance(section, dict) else None

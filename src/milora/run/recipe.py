@@ -11,6 +11,7 @@ from milora.run.paths import make_absolute
 from milora.run.sections import (
     ON_QUANTIZED,
     AdapterSection,
+    AlignmentSection,
     DataSection,
     EvaluationSection,
     ModelSection,
@@ -41,8 +42,24 @@ class Recipe(Section):
     """The training rows."""
     training: TrainingSection = TrainingSection()
     """The optimizer's settings."""
+    alignment: AlignmentSection | None = None
+    """LLaVA's first stage, in which the projector is trained alone. Default: there is none."""
     evaluation: EvaluationSection = EvaluationSection()
     """What the run is scored on."""
+
+    @property
+    def saves_projector(self) -> bool:
+        """Whether the projector of a model with pictures is trained, in this stage or in the first."""
+        is_trained = self.training.projector_learning_rate is not None or self.adapter.method == "projector"
+        return is_trained or self.alignment is not None
+
+    @property
+    def first_stage(self) -> Self | None:
+        """The recipe of the alignment, None if there is none."""
+        if self.alignment is None:
+            return None
+        changes = {"data": self.alignment.data or self.data, "training": self.alignment.training, "alignment": None}
+        return self.model_copy(update={**changes, "adapter": AdapterSection(method="projector")})
 
     @model_validator(mode="after")
     def _the_best_step_needs_held_out_rows(self) -> Self:

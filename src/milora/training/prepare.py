@@ -4,7 +4,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from peft import PeftModel
@@ -15,11 +15,18 @@ from milora.method.errors import MiloraError
 from milora.method.loading import load_milora
 from milora.method.options import Layout
 from milora.method.variant.config import lora_config
-from milora.models.base import added_ids, load_model, load_tokenizer
+from milora.models.base import added_ids, load_model, load_skeleton, load_tokenizer
 from milora.models.methods import Course, add_adapter
+from milora.models.projector import (
+    find_projector,
+    freeze_outside,
+    freeze_projector,
+    load_aligned,
+    with_projector,
+)
 from milora.models.targets import check_targets
 from milora.run.directory import RunDirectory, locate_run
-from milora.run.identity import identify
+from milora.run.identity import Identity, identify
 from milora.run.launch import fail_together, is_main_process, name_launcher
 from milora.run.recipe import Recipe
 from milora.run.records import Start
@@ -27,7 +34,8 @@ from milora.training.arguments import check_optimizer, check_reporting, count_st
 from milora.training.attention import choose_layout
 from milora.training.checkpoints import can_resume, find_checkpoint
 from milora.training.estimate import check_space
-from milora.training.rows import Rows, check_embedded, prepare_rows
+from milora.training.pixels import PictureCollator
+from milora.training.rows import Rows, check_embedded, find_pictures, prepare_rows
 
 Trained: TypeAlias = PreTrainedModel | PeftModel
 
@@ -37,6 +45,8 @@ class Preparation:
     """What a training starts from; `checkpoint` is where it resumes, None at its start.
 
     `trainable` and `total` count parameters, before a launcher shards them. `layout` is that of rows in a pass.
+    `collator` makes batches if rows have pictures. `projector` is that of the model and its learning rate, None unless
+    it is trained.
     """
 
     model: Trained
@@ -46,6 +56,8 @@ class Preparation:
     rows: Rows
     layout: Layout
     checkpoint: Path | None
+    collator: PictureCollator | None = None
+    projector: tuple[str, float] | None = None
 
 
 def locate(recipe: Recipe, root: Path) -> RunDirectory:
@@ -54,13 +66,24 @@ def locate(recipe: Recipe, root: Path) -> RunDirectory:
     Raises:
         MiloraError: a local data file does not exist.
     """
-    return locate_run(recipe, identify(recipe, list_files(recipe.data)), root)
+    return locate_run(recipe, identify_stages(recipe), root)
 
 
-def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
+def identify_stages(recipe: Recipe) -> Identity:
+    """Return the identity of a recipe's training, of which that of its first stage is a part.
+
+    Raises:
+        MiloraError: a local data file does not exist.
+    """
+    first = recipe.first_stage
+    return identify(recipe, list_files(recipe.data), identify_stages(first) if first else None)
+
+
+def prepare(run: RunDirectory, cache: Path | None = None, aligned: Path | None = None) -> Preparation:
     """Load rows and model, and start or resume the adapter. Seeds are set before the adapter is made.
 
-    `cache` is a folder of factors and of prepared rows; see `decompose_layers` and `prepare_rows`.
+    `cache` is a folder of factors and of prepared rows; see `decompose_layers` and `prepare_rows`. `aligned` is the
+    adapter of the first stage.
 
     Raises:
         MiloraError: something that the recipe names does not exist, or the recipe or the launch does not fit.
@@ -73,23 +96,31 @@ def prepare(run: RunDirectory, cache: Path | None = None) -> Preparation:
     is_full = recipe.adapter.method == "full"
     with fail_together():
         check_targets(recipe.model, recipe.adapter)
-        tokenizer = load_tokenizer(recipe.model)
-        rows = prepare_rows(recipe, tokenizer, cache)
+        if recipe.saves_projector:
+            find_projector(load_skeleton(recipe.model))
+        tokenizer, pictures = load_tokenizer(recipe.model), find_pictures(recipe.model)
+        rows = prepare_rows(recipe, tokenizer, cache, pictures)
         check_embedded(rows.train, recipe, tokenizer)
+        check_pictures_of(recipe, rows)
         set_seed(recipe.seed)
         # Full fine-tuning keeps its weights in float32: in bfloat16 most of its small steps would round away.
         base = load_model(recipe.model.model_copy(update={"dtype": "float32"}) if is_full else recipe.model)
+    if aligned is not None:
+        load_aligned(base, aligned)
     planned = count_steps(recipe, len(rows.train))
     if not can_resume(recipe) and is_main_process():
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     checkpoint = find_checkpoint(run, planned)
-    course = Course(planned, rows.train, DataCollatorForSeq2Seq(tokenizer), micro_batch)
+    collator = PictureCollator(tokenizer, pictures, micro_batch) if pictures and rows.has_pictures else None
+    course = Course(planned, rows.train, collator.whole if collator else DataCollatorForSeq2Seq(tokenizer), micro_batch)
     model = _start(run, base, checkpoint, course, cache)
+    projector = _rate_of_projector(recipe, model)
     with fail_together():
         check_space(run.path, model.num_parameters(only_trainable=True))
-    layout = choose_layout(model, rows.report.longest) if recipe.training.packing else "padded"
+    is_packed = recipe.training.packing and collator is None
+    layout = choose_layout(model, rows.report.longest) if is_packed else "padded"
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
-    return Preparation(model, trainable, total, tokenizer, rows, layout, checkpoint)
+    return Preparation(model, trainable, total, tokenizer, rows, layout, checkpoint, collator, projector)
 
 
 def _start(
@@ -100,10 +131,12 @@ def _start(
         return load_milora(base, checkpoint, form=recipe.adapter.form, is_trainable=True)
     started = time.perf_counter()
     model: Trained = base
-    if recipe.adapter.method != "full":
+    if recipe.adapter.method == "full":
+        freeze_outside(base, projector=recipe.training.projector_learning_rate is not None)
+    else:
         model, report = add_adapter(
             base,
-            recipe.adapter,
+            with_projector(recipe, base),
             recipe.seed,
             jobs=torch.get_num_threads(),
             cache=cache,
@@ -116,6 +149,28 @@ def _start(
     if checkpoint is None:
         run.write(Start(time.perf_counter() - started))
     return model
+
+
+def _rate_of_projector(recipe: Recipe, model: Trained) -> tuple[str, float] | None:
+    """Return the name of the projector and its learning rate; one that is not trained in this stage is frozen."""
+    rate = recipe.training.projector_learning_rate
+    if recipe.adapter.method == "projector":
+        rate = recipe.training.learning_rate
+    if not recipe.saves_projector:
+        return None
+    if rate is None and isinstance(model, PeftModel):
+        freeze_projector(model)
+    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    return (find_projector(base), rate) if rate else None
+
+
+def check_pictures_of(recipe: Recipe, rows: Rows) -> None:
+    """Raise if the projector would be trained without a picture."""
+    if recipe.saves_projector and not rows.has_pictures:
+        raise MiloraError(
+            f"no row of {recipe.data.title} has a picture, and the projector would not be trained",
+            "name rows with pictures, or leave training.projector_learning_rate and alignment out",
+        )
 
 
 def check_launch(recipe: Recipe) -> None:

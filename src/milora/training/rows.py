@@ -9,14 +9,18 @@ from platformdirs import user_cache_path
 from transformers import PreTrainedTokenizerBase
 
 from milora.data.cache import digest_preparation, holding, read_entry, write_entry
+from milora.data.processor import Pictures
+from milora.data.rows import list_files
 from milora.data.templates import Template, choose_template, resolve_template
-from milora.data.tokens import count_tokens, tokenize_rows
+from milora.data.tokens import PICTURES, count_tokens, tokenize_rows
 from milora.data.training_rows import TrainingRows, load_training_rows
 from milora.method.errors import MiloraError
 from milora.method.options import TemplateName
 from milora.models.base import count_embedded
+from milora.models.vision import load_processor, takes_pictures
 from milora.run.recipe import Recipe
 from milora.run.records import TokenReport
+from milora.run.sections import ModelSection
 
 KEPT_FROM = 20_000  # rows: fewer are prepared in seconds
 
@@ -34,8 +38,22 @@ class Rows:
     report: TokenReport
     held_out_report: TokenReport | None
 
+    @property
+    def has_pictures(self) -> bool:
+        return PICTURES in self.train.column_names
 
-def prepare_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, cache: Path | None = None) -> Rows:
+
+def find_pictures(section: ModelSection) -> Pictures | None:
+    """Return what pictures become for a model that takes some, None of other models."""
+    return Pictures(partial(load_processor, section)) if takes_pictures(section) else None
+
+
+def prepare_rows(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Path | None = None,
+    pictures: Pictures | None = None,
+) -> Rows:
     """Return the rows of a recipe; what was prepared before, by any run, is read.
 
     Prepared rows are kept in the folder `cache`, and without one, if they are many, in the user's.
@@ -44,20 +62,21 @@ def prepare_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, cache: Path
         MiloraError: the rows do not exist, cannot be read, or do not fit.
     """
     settings, name = recipe.training, choose_template(recipe.data.template, lambda: tokenizer)
-    template = resolve_template(name, lambda: tokenizer)
+    template = resolve_template(name, lambda: tokenizer, pictures)
     digest = digest_preparation(recipe.data, tokenizer, template.text, settings.max_length, settings.loss_on)
+    folders = sorted({str(file.parent) for files in list_files(recipe.data) for file in files})
     entry = (cache or user_cache_path("milora")) / "rows" / digest
-    kept = _read(entry, name)
+    kept = _read(entry, name, folders)
     if kept is not None:
         return kept
     found = load_training_rows(recipe.data, partial(count_tokens, template=template, tokenizer=tokenizer))
     if cache is None and len(found.train) < KEPT_FROM:
         return _tokenize(recipe, found, name, template, tokenizer)
     with holding(entry):
-        kept = _read(entry, name)  # another process may have written it while this one waited
+        kept = _read(entry, name, folders)  # another process may have written it while this one waited
         if kept is None:
             kept = _tokenize(recipe, found, name, template, tokenizer)
-            _write(entry, kept)
+            _write(entry, kept, folders)
     return kept
 
 
@@ -93,11 +112,14 @@ def _tokenize(
     return Rows(train, held_out, name, report, held_out_report)
 
 
-def _read(entry: Path, name: TemplateName) -> Rows | None:
+def _read(entry: Path, name: TemplateName, folders: list[str]) -> Rows | None:
+    """The rows of an entry, unless their pictures are in other folders than those of the files are now."""
     found = read_entry(entry)
     if found is None:
         return None
-    tables, (report, held_out_report) = found
+    tables, (report, held_out_report, known) = found
+    if PICTURES in tables["train"].column_names and known != folders:
+        return None
     return Rows(
         tables["train"],
         tables.get("held_out"),
@@ -107,7 +129,7 @@ def _read(entry: Path, name: TemplateName) -> Rows | None:
     )
 
 
-def _write(entry: Path, rows: Rows) -> None:
+def _write(entry: Path, rows: Rows, folders: list[str]) -> None:
     tables = {"train": rows.train, **({"held_out": rows.held_out} if rows.held_out else {})}
     reports = [asdict(rows.report), asdict(rows.held_out_report) if rows.held_out_report else None]
-    write_entry(entry, tables, reports)
+    write_entry(entry, tables, [*reports, folders])

@@ -12,14 +12,14 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from milora.models.methods import RankAllocation
-from milora.run.directory import RunDirectory
+from milora.run.directory import ALIGNMENT, RunDirectory, create_run, locate_run, locked
 from milora.run.interruption import Interrupted, on_signal
 from milora.run.launch import fail_together, is_main_process, wait_for_all
 from milora.training.announcement import announce
 from milora.training.arguments import make_arguments, micro_batch_size
 from milora.training.checkpoints import CompletionMark, StopAtSignal, can_resume
 from milora.training.divergence import DivergedError, DivergenceGuard, check_trained
-from milora.training.prepare import Preparation, prepare
+from milora.training.prepare import Preparation, identify_stages, prepare
 from milora.training.progress import ProgressBar
 from milora.training.record import record_training
 from milora.training.speed import Speed
@@ -52,7 +52,7 @@ def train(run: RunDirectory, cache: Path | None = None) -> None:
 
 
 def _train(run: RunDirectory, cache: Path | None) -> None:
-    prepared = prepare(run, cache)
+    prepared = prepare(run, cache, _align(run, cache))
     if is_main_process():
         print(announce(run.recipe, prepared), file=sys.stderr)
     stop = StopAtSignal()
@@ -79,6 +79,22 @@ def _train(run: RunDirectory, cache: Path | None) -> None:
         raise Interrupted(stop.signal, f"{run.path} is trained")
 
 
+def _align(run: RunDirectory, cache: Path | None) -> Path | None:
+    """Train the first stage of a run, if it has one, or continue it; return its adapter, which has the projector.
+
+    It is a run of its own in the run's directory, and in a comparison in the `cache`: its runs share it.
+    """
+    recipe = run.recipe.first_stage
+    if recipe is None:
+        return None
+    first = locate_run(recipe, identify_stages(recipe), (cache / ALIGNMENT) if cache else run.alignment)
+    with locked(first.path, wait=True):
+        if is_main_process():
+            print("first stage: the projector alone", file=sys.stderr)
+        train(create_run(first), cache)
+    return first.adapter
+
+
 def _say_kept(run: RunDirectory) -> str:
     if not can_resume(run.recipe):
         return "AdaLoRA's state cannot be saved: the run will start over"
@@ -88,6 +104,7 @@ def _say_kept(run: RunDirectory) -> str:
 def make_trainer(run: RunDirectory, prepared: Preparation, stop: StopAtSignal) -> RecipeTrainer:
     """Return the trainer of a run, with everything that watches its steps."""
     adapter, rows, patience = run.recipe.adapter, prepared.rows, run.recipe.training.early_stopping_patience
+    pictures = {} if prepared.collator is None else {"data_collator": prepared.collator}
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)  # transformers' one way to say where
     trainer = RecipeTrainer(
         model=prepared.model,
@@ -107,6 +124,8 @@ def make_trainer(run: RunDirectory, prepared: Preparation, stop: StopAtSignal) -
         micro_batch_size=micro_batch_size(run.recipe),
         loraplus_ratio=adapter.loraplus_ratio if adapter.method == "loraplus" else None,
         speed=Speed(prepared, run.recipe.model.dtype),
+        projector=prepared.projector,
+        **pictures,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

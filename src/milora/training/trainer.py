@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer  # type: ignore[attr-defined]  # TRL declares its public names lazily
 
-from milora.data.tokens import IGNORED
+from milora.data.tokens import IGNORED, PICTURES
 from milora.method.analysis.watch import watch_update
 from milora.method.options import Layout
 from milora.run.directory import CHECKPOINT
 from milora.training.attention import lay_out
 from milora.training.checkpoints import writing
 from milora.training.loss import loss_of_trained_tokens
-from milora.training.packing import Batch, balance_rows, count_passes, divide_rows, row_lengths
+from milora.training.packing import balance_rows, count_passes, divide_rows, row_lengths
+from milora.training.pixels import ModalitySampler, take_group
 from milora.training.speed import Speed
 
 
@@ -37,6 +38,7 @@ class RecipeTrainer(SFTTrainer):
 
     Args:
         layout: How rows share a forward pass.
+        projector: The name of the projector's module, and its learning rate; None unless it is trained.
         micro_batch_size: The most padded rows of a forward pass; packed, as many tokens as they would have had.
         loraplus_ratio: LoRA+'s learning rate of B divided by that of A; None selects the trainer's own AdamW.
         speed: What is logged beside the loss.
@@ -44,9 +46,17 @@ class RecipeTrainer(SFTTrainer):
     """
 
     def __init__(
-        self, *, layout: Layout, micro_batch_size: int, loraplus_ratio: float | None, speed: Speed, **arguments: Any
+        self,
+        *,
+        layout: Layout,
+        micro_batch_size: int,
+        loraplus_ratio: float | None,
+        speed: Speed,
+        projector: tuple[str, float] | None = None,
+        **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
+        self.projector = projector
         self.layout, self.micro_batch_size = layout, micro_batch_size
         self.speed = speed
         self.add_callback(speed)
@@ -67,8 +77,30 @@ class RecipeTrainer(SFTTrainer):
                 loraplus_lr_ratio=self.loraplus_ratio,
                 loraplus_weight_decay=self.args.weight_decay,
             )
+        is_new = self.optimizer is None or self.loraplus_ratio is not None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.projector is not None and is_new:
+            self._give_own_rate(optimizer, *self.projector)
         return optimizer
+
+    def _give_own_rate(self, optimizer: torch.optim.Optimizer, module: str, rate: float) -> None:
+        """Move the parameters of a module to groups with a learning rate of their own."""
+        assert self.model is not None
+        own = {id(part) for name, part in self.model.named_parameters() if f"{module}." in name}
+        for group in list(optimizer.param_groups):
+            moved = [part for part in group["params"] if id(part) in own]
+            if moved:
+                group["params"] = [part for part in group["params"] if id(part) not in own]
+                optimizer.add_param_group({**group, "params": moved, "lr": rate})
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = cast(Any, self.train_dataset)
+        if PICTURES not in rows.column_names:
+            return super()._get_train_sampler(train_dataset)
+        has_pictures = [bool(paths) for paths in rows[PICTURES]]
+        return ModalitySampler(
+            has_pictures, self.args.per_device_train_batch_size * self.args.world_size, self.args.seed
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -99,16 +131,19 @@ class RecipeTrainer(SFTTrainer):
                     losses.append(super().training_step(model, batch, num_items_in_batch))  # type: ignore[no-untyped-call]
         return torch.stack(losses).sum()
 
-    def _divide(self, inputs: Batch) -> list[Batch]:
+    def _divide(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        groups = inputs.get(PICTURES)
+        inputs = {name: value for name, value in inputs.items() if name != PICTURES}
         lengths = row_lengths(inputs)
         size = self.micro_batch_size
         if self.layout == "padded":
             rows = list(range(len(lengths)))
-            return divide_rows(inputs, [rows[start : start + size] for start in range(0, len(rows), size)])
+            parts = divide_rows(inputs, [rows[start : start + size] for start in range(0, len(rows), size)])
+            return [{**part, PICTURES: [group]} for part, group in zip(parts, groups, strict=True)] if groups else parts
         passes = count_passes(lengths, size * max(lengths))
         if self.args.world_size > 1:  # each pass gathers sharded weights from all processes
             passes = int(self.accelerator.gather(torch.tensor(passes, device=self.args.device)).max())
-        return divide_rows(inputs, balance_rows(lengths, passes))
+        return [dict(part) for part in divide_rows(inputs, balance_rows(lengths, passes))]
 
     def compute_loss(
         self,
@@ -118,7 +153,7 @@ class RecipeTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the loss; TRL's own, whose head scores every position on a CPU, only where its kernels run."""
-        inputs = lay_out(inputs, self.layout)
+        inputs = lay_out(take_group(inputs), self.layout)
         if torch.accelerator.is_available() or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         head = cast(PreTrainedModel, self.model).get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -174,7 +209,8 @@ class RecipeTrainer(SFTTrainer):
         parameters = {
             name: tensor
             for name, tensor in self.model.named_parameters()
-            if tensor.requires_grad or "lora_" in name  # AdaLoRA keeps the sizes of its ranks in frozen ones
+            # AdaLoRA keeps the sizes of its ranks in frozen ones; a projector may be trained in a first stage alone.
+            if tensor.requires_grad or "lora_" in name or ".modules_to_save." in name
         }
         initial = {name: tensor for name, tensor in self.model.named_buffers() if "lora_" in name}
         with gather_params_ctx(list(parameters.values()), modifier_rank=None):

@@ -12,6 +12,7 @@ from milora.evaluation.benchmarks.ifeval import IFEVAL
 from milora.evaluation.benchmarks.math import MATH
 from milora.evaluation.benchmarks.mmbench import MMBENCH, MMBENCH_TEST
 from milora.evaluation.benchmarks.mt_bench import MT_BENCH
+from milora.evaluation.benchmarks.packaged import PACKAGED_BENCHMARKS
 from milora.evaluation.benchmarks.pope import POPE
 from milora.evaluation.benchmarks.scienceqa import SCIENCEQA
 from milora.evaluation.benchmarks.textvqa import TEXTVQA
@@ -27,7 +28,7 @@ BENCHMARKS = {
     for benchmark in (
         *(ARITHMETIC, GSM8K, MATH, *COMMONSENSE, HUMANEVAL),
         *(ALPACA_EVAL_1, ALPACA_EVAL_2, IFEVAL, *FOLLOW_BENCH, MT_BENCH),
-        *(*VISION, *VISION_BLIND, VQAV2_TEST, VIZWIZ_TEST, MMBENCH_TEST),
+        *(*VISION, *VISION_BLIND, VQAV2_TEST, VIZWIZ_TEST, MMBENCH_TEST, *PACKAGED_BENCHMARKS),
     )
 }
 # Of these, the average is a score of its own.

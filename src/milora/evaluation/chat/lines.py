@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from milora.data.conversation import Message
-from milora.data.formats import BadRowError, read_prompt
+from milora.data.formats import read_prompt
+from milora.data.problems import BadRowError
 from milora.evaluation.chat.session import message
 from milora.evaluation.chat.speaker import Speaker
 from milora.method.errors import MiloraError
