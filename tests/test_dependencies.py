@@ -15,7 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What a floor may import beyond the core: its own extras, and those of the floors that it is never used without.
 EXTRAS = {
     "models": ["train"],  # gguf, where an adapter is written for llama.cpp
-    "data": ["train"],
+    "data": ["train", "eval"],  # scikit-learn's digits
     "training": ["train"],
     "evaluation": ["eval"],
     "comparison": ["eval", "report", "ray"],

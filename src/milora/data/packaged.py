@@ -44,7 +44,7 @@ def read_digits(split: Split) -> list[Conversation]:
         MiloraError: scikit-learn is not installed, or there is no such split.
     """
     if importlib.util.find_spec("sklearn") is None:
-        raise MiloraError("digits needs scikit-learn, which is not installed", "pip install 'milora[vision]'")
+        raise MiloraError("digits needs scikit-learn, which is not installed", "pip install 'milora[eval]'")
     from sklearn.datasets import load_digits
 
     _check("digits", split)

@@ -73,9 +73,9 @@ def tokenize_rows(
         dropped=len(encoded) - len(kept),
         longest=max(min(lengths[index], max_length) for index in kept),
     )
-    has_pictures = any(map(len, encoded[PICTURES]))
-    table = encoded.remove_columns(["length", "trained", *([] if has_pictures else [PICTURES])])
-    return table if len(kept) == len(table) else table.select(kept), report
+    table = encoded if len(kept) == len(encoded) else encoded.select(kept)
+    has_pictures = any(map(len, table[PICTURES]))
+    return table.remove_columns(["length", "trained", *([] if has_pictures else [PICTURES])]), report
 
 
 def count_tokens(rows: datasets.Dataset, template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int]:
