@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,13 @@ import pytest
 from milora.data.conversation import Image, Text
 from milora.data.formats import read_conversations
 from milora.data.problems import BadRowError
+from milora.data.processor import Pictures
+from milora.data.templates import resolve_template
 from milora.data.training_rows import load_training_rows
 from milora.method.errors import MiloraError
-from milora.run.sections import DataSection
+from milora.models.base import load_tokenizer
+from milora.models.vision import load_processor
+from milora.run.sections import DataSection, ModelSection
 from tests.pictures import draw
 
 
@@ -118,3 +124,20 @@ def test_all_rows_of_a_part_of_llavas_mixture_are_read(data_dir):
         assert [message.text for message in conversation.messages if message.role == "assistant"] == answers
         said = "".join(message.words for message in conversation.messages)
         assert "<image>" not in said
+
+
+@pytest.mark.slow
+def test_the_masks_of_llavas_mixture_are_exactly_the_assistants_turns(data_dir, tiny_llava, tmp_path):
+    section = ModelSection(name=str(tiny_llava))
+    tokenizer, pictures = load_tokenizer(section), Pictures(partial(load_processor, section))
+    template = resolve_template("vicuna", lambda: tokenizer, pictures)
+    picture = draw(tmp_path / "a.png")  # the published ones are not at hand
+    for row in json.loads(gzip.decompress(Path(data_dir, "vision/llava_v1_5_mix_800.json.gz").read_bytes())):
+        (conversation,) = read_conversations(row | {"image": picture})
+        encoded = template.encode(tokenizer, conversation)
+        assert sum(token in pictures.tokens for token in encoded.ids) == 16
+        runs = groupby(zip(encoded.ids, encoded.trained, strict=True), lambda pair: pair[1])
+        trained = [tokenizer.decode([token for token, _ in run]) for keep, run in runs if keep]
+        answers = [turn["value"].strip() for turn in row["conversations"] if turn["from"] == "gpt"]
+        assert [text.removesuffix(tokenizer.eos_token).strip() for text in trained] == answers
+        assert all(text.endswith(tokenizer.eos_token) for text in trained)

@@ -134,7 +134,7 @@ def _keep_to_language(model: PreTrainedModel, config: LoraConfig) -> None:
     matches is meant.
     """
     language, targets = find_language_model(model), config.target_modules
-    if language is None or (isinstance(targets, str) and targets not in (ALL_LINEAR, DUMMY_TARGET_MODULES)):
+    if language is None or (isinstance(targets, str) and targets != ALL_LINEAR):
         return
     outside = rf"(?!{re.escape(language)}\.|lm_head).*"
     own = config.exclude_modules or []

@@ -153,13 +153,23 @@ class RecipeTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the loss; TRL's own, whose head scores every position on a CPU, only where its kernels run."""
+        is_blind = self.projector is not None and not any(inputs.get(PICTURES, [{}]))
         inputs = lay_out(take_group(inputs), self.layout)
         if torch.accelerator.is_available() or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
-        head = cast(PreTrainedModel, self.model).get_output_embeddings()  # type: ignore[no-untyped-call]
-        loss = loss_of_trained_tokens(model, head, inputs, num_items_in_batch)
-        # The count is that of all processes, over which gradients are averaged.
-        return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
+        else:
+            head = cast(PreTrainedModel, self.model).get_output_embeddings()  # type: ignore[no-untyped-call]
+            loss = loss_of_trained_tokens(model, head, inputs, num_items_in_batch)
+            # The count is that of all processes, over which gradients are averaged.
+            loss = loss if num_items_in_batch is None else loss * self.accelerator.num_processes
+        return loss + self._zero_of_projector() if is_blind and not return_outputs else loss
+
+    def _zero_of_projector(self) -> Tensor:
+        """Return 0 with a gradient of 0 at the projector, which a pass without pictures does not use."""
+        assert self.projector is not None and self.model is not None
+        name = f"{self.projector[0]}."
+        own = [part for key, part in self.model.named_parameters() if name in key and part.requires_grad]
+        return torch.stack([0.0 * part.sum() for part in own]).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a loss with the speed and the size of the update, for every tracker."""

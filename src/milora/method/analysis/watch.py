@@ -32,6 +32,8 @@ def watch_update(model: PeftModel, adapter_name: str = "default") -> dict[str, f
         up, down = (factor.detach().float() for factor in stacked_update(layer, adapter_name))
         gram = torch.stack([layer.scaling[adapter_name] ** 2 * (up.mT @ up), down @ down.mT])
         by_rank[up.shape[-1], up.device].append(gram)
+    if not by_rank:  # only whole modules are trained
+        return {}
     squares = [_squared_values(torch.cat(grams, dim=1)) for grams in by_rank.values()]
     norm = sum(found.sum().item() for found in squares) ** 0.5
     ranks = torch.cat([effective_rank(found.sqrt()) for found in squares])
