@@ -10,6 +10,7 @@ from milora.run.judge import JudgeSection
 from milora.run.recipe import Recipe
 from milora.run.sections import (
     AdapterSection,
+    AlignmentSection,
     DataSection,
     EvaluationSection,
     ForgettingSection,
@@ -28,6 +29,7 @@ SECTIONS: dict[str, type[Section]] = {
     "data": DataSection,
     "data.sources": Source,
     "training": TrainingSection,
+    "alignment": AlignmentSection,
     "evaluation": EvaluationSection,
     "evaluation.forgetting": ForgettingSection,
     "evaluation.judge": JudgeSection,
@@ -54,9 +56,9 @@ PAPER = """
 # The paper's tables
 
 Every table and figure of [the paper](https://arxiv.org/abs/2406.09044) (third version), the command that makes it, and
-whether it was run here; `milora ls --paper` prints the same list. A run in full has the paper's model, data, and
-settings. A run at smoke scale is the same code on SmolLM2-135M and a few rows: it shows that the code works. Its
-figures are evidence of nothing, so that they are never beside the paper's.
+whether it was run here; `milora ls --paper` prints the same list. A full run has the paper's model, data, and settings.
+A run at smoke scale is the same code on a small model and a few rows. It shows that the code works; its figures are not
+evidence, and are never shown beside the paper's.
 
 | | shows | status |
 |---|---|---|"""
@@ -113,7 +115,7 @@ def list_entry(entry: Entry) -> Iterator[str]:
     yield f"\n## {entry.place}\n\n{entry.shows[0].upper()}{entry.shows[1:]}.\n"
     if entry.command:
         yield f"    {entry.command}\n"
-    yield f"{STATUS[entry.status].capitalize()}. A run in full needs {entry.lacks}." if entry.lacks else "Run in full."
+    yield f"{STATUS[entry.status].capitalize()}. A full run needs {entry.lacks}." if entry.lacks else "Run in full."
     if entry.smoke:
         of_quickstart = ", of runs of `quickstart` ([what it showed](inspect.md#what-we-found))"
         yield f"\nAt smoke scale: `{entry.smoke}`{'' if entry.smoke != entry.command else of_quickstart}"

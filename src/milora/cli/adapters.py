@@ -39,13 +39,13 @@ def init(
     components: Annotated[
         Any, typer.Option(parser=_read_components, metavar=COMPONENTS, help="Which singular components to start from.")
     ] = "minor",
-    form: Annotated[Form, typer.Option(help="residual also writes the model W − s·B₀A₀.")] = "intact",
+    form: Annotated[Form, typer.Option(help="residual also writes the model with W − s·B₀A₀.")] = "intact",
     weighting: Annotated[Weighting, typer.Option(help="Whether singular values go into the factors.")] = "singular",
     unsupported: Annotated[
-        Unsupported, typer.Option(help="lora leaves layers below the rank ordinary LoRA.")
+        Unsupported, typer.Option(help="lora: layers narrower than the rank stay ordinary LoRA.")
     ] = "error",
-    rslora: Annotated[bool | None, typer.Option("--rslora", help="Scale by alpha/√r, and not by alpha/r.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the random components.")] = 0,
+    rslora: Annotated[bool | None, typer.Option("--rslora", help="Scale by alpha/√r instead of alpha/r.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of random components.")] = 0,
     revision: Annotated[str | None, typer.Option(help="A branch, tag, or commit of a hub model.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Weights decomposed at a time; default: all cores.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A folder that keeps factors for other runs.")] = None,
@@ -73,13 +73,13 @@ def export(
     form: Annotated[Export, typer.Option("--as", help="What to write.")] = "lora",
     rank: Annotated[int | None, typer.Option(help="Recompress the LoRA to this rank.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: RUN/export/FORM.")] = None,
-    initial: Annotated[Path | None, typer.Option(help="The residual model that the adapter RUN started from.")] = None,
+    initial: Annotated[Path | None, typer.Option(help="The residual model from which the adapter RUN started.")] = None,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    """Write a trained run in a form that other tools load.
+    """Write a trained run in a format that other tools load.
 
-    The forms are an ordinary LoRA, the same for llama.cpp (gguf), a merged model, and the paper's residual model with
-    its adapter.
+    The formats are an ordinary LoRA, the same LoRA for llama.cpp (gguf), a merged model, and the paper's residual model
+    with its adapter.
 
     With --initial: convert an adapter that another trainer made on a residual model from milora init into an ordinary
     LoRA for the original model.

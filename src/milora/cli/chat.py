@@ -15,12 +15,12 @@ def chat_(
     name: Annotated[
         str | None, typer.Argument(metavar="TARGET", help="A run, its checkpoint, an adapter, or a model.")
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Answer with the base model as well, first.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Also show the base model's answer, first.")] = False,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(help="Sample at this temperature; 0: greedy search.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="Sample at this temperature; 0: greedy decoding.")] = 0.0,
     template: Annotated[
-        TemplateName | None, typer.Option(help="Default: that of training, else the model's own, else plain.")
+        TemplateName | None, typer.Option(help="Default: the template of training, else the model's own, else plain.")
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="The model's dtype; default: the run's, else bfloat16.")] = None,
     url: Annotated[str | None, typer.Option(help="The address of a chat server to talk to, ending in /v1.")] = None,

@@ -18,8 +18,8 @@ def compare_(
     overrides: Overrides = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time on this machine.")] = 1,
     scheduler: Annotated[Scheduler, typer.Option("--on", help="This machine, or a Ray cluster.")] = "local",
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each Ray task.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and what it costs.")] = False,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs per Ray task.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run and what it would cost.")] = False,
     yes: Agree = False,
     runs: Runs = RUNS,
 ) -> None:

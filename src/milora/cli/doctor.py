@@ -10,7 +10,7 @@ from milora.run.recipe import load_recipe
 def doctor(recipe: RecipeName, overrides: Overrides = None, runs: Runs = RUNS) -> None:
     """Check what a recipe needs and costs before it is run.
 
-    It looks at the model, rows, tasks, memory, time, and disk space, and leaves nothing in the folder of runs. The exit
+    It checks the model, rows, tasks, memory, time, and disk space, and does not write to the folder of runs. The exit
     code is 1 if something is missing.
     """
     job = load_recipe(recipe, overrides or [])

@@ -16,24 +16,24 @@ def inspect_(
         list[str], typer.Argument(metavar="TARGET…", help="A model; or runs, checkpoints, and LoRAs of one base.")
     ],
     rank: Annotated[
-        int | None, typer.Option(min=1, help="Components to look at; default: the adapter's rank, of a model 64.")
+        int | None, typer.Option(min=1, help="Components at each end; default: the adapter's rank, or 64 for a model.")
     ] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="All components of every weight, also of more than 1024 columns.")
+        bool, typer.Option("--exact", help="All components of every weight, even above 1024 columns and rows.")
     ] = False,
     text: Annotated[
         Path | None, typer.Option(help="A text file for the activity; default: text that the base generates.")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="That of a model, or of a LoRA's base; a run has its own.")] = "float32",
+    dtype: Annotated[Dtype, typer.Option(help="The dtype of a model or a LoRA's base; a run has its own.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as JSON instead of tables.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Default: RUN/inspection, or inspections/NAME.")
     ] = None,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    """Show the spectra of a model's weights, or where in them the updates of adapters lie.
+    """Show the spectra of a model's weights, or where in the weights the updates of adapters lie.
 
-    Writes a page, charts, and every figure as JSON; see docs/inspect.md for what each is.
+    This writes a page, charts, and every figure as JSON. docs/inspect.md defines the figures.
     """
     from milora.evaluation.inspection import inspect
     from milora.evaluation.target import resolve_target

@@ -46,7 +46,7 @@ def launcher(name: Annotated[str, typer.Argument(metavar="NAME", help="ddp, fsdp
 
 @app.command()
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Print every key of a recipe, defaults and overrides resolved."""
+    """Print every key of a recipe, with defaults and overrides resolved."""
     typer.echo(load_recipe(recipe, overrides or []).to_yaml(every_key=True), nl=False)
 
 
@@ -57,9 +57,9 @@ def runs_(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with numbers as numbers.")] = False,
 ) -> None:
-    """List the runs of a folder, with their state and results, and how each goes on.
+    """List the runs of a folder, with their state, their results, and the command that continues each.
 
-    With several run directories: side by side, and in what they differ.
+    Several run directories are shown side by side, with the keys in which they differ.
     """
     from milora.report.beside import format_beside
     from milora.report.runs import format_runs, list_runs, list_these

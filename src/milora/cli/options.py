@@ -30,8 +30,8 @@ TrustCode = Annotated[
 AllowPrograms = Annotated[
     bool, typer.Option("--allow-code-execution", help="Let tasks run programs that the model writes.")
 ]
-Agree = Annotated[bool, typer.Option("--yes", help="Agree beforehand to what a judge costs.")]
-Runs = Annotated[Path, typer.Option("--runs", help="The folder that contains run directories.")]
+Agree = Annotated[bool, typer.Option("--yes", help="Accept the cost of a judge without being asked.")]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of run directories.")]
 
 
 def _print_version(wanted: bool) -> None:

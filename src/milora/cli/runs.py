@@ -34,15 +34,19 @@ def evaluate_(
     name: Annotated[str, typer.Argument(metavar="TARGET", help="A run, its checkpoint, an adapter, or a model.")],
     overrides: Overrides = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also score the base model.")] = False,
-    dtype: Annotated[Dtype, typer.Option(help="That of an adapter's base or a model; a run has its own.")] = "bfloat16",
+    dtype: Annotated[
+        Dtype, typer.Option(help="The dtype of a model or an adapter's base; a run has its own.")
+    ] = "bfloat16",
     tasks: Annotated[str | None, typer.Option(help="Comma-separated: evaluation.tasks.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N rows of each task: evaluation.limit.")] = None,
     data_dir: Annotated[str | None, typer.Option(help="The folder of the tasks' files: evaluation.data_dir.")] = None,
-    prompt: Annotated[PromptChoice | None, typer.Option(help="Whose prompt: evaluation.prompt.")] = None,
+    prompt: Annotated[PromptChoice | None, typer.Option(help="Which prompt: evaluation.prompt.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Prompts at a time: evaluation.batch_size.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="evaluation.max_new_tokens.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="The longest completion: evaluation.max_new_tokens.")
+    ] = None,
     backend: Annotated[Backend | None, typer.Option(help="This process, or a server: evaluation.backend.")] = None,
-    url: Annotated[str | None, typer.Option(help="The server's, ending in /v1: evaluation.url.")] = None,
+    url: Annotated[str | None, typer.Option(help="The server's address, ending in /v1: evaluation.url.")] = None,
     yes: Agree = False,
     allow_code_execution: AllowPrograms = False,
     trust_remote_code: TrustCode = False,
@@ -78,7 +82,7 @@ def run_(
 ) -> None:
     """Train, evaluate, export, and report: the main job.
 
-    A recipe says itself what code may run; the two flags are for a run directory.
+    A recipe states what code may run; --allow-code-execution and --trust-remote-code are for run directories only.
     """
     job = read_job(recipe, overrides or [], Permissions(trust_remote_code, allow_code_execution))
     from milora.pipeline import locate_job, run_all

