@@ -1,18 +1,28 @@
 """Models that take pictures: one number from training to what others load, on LLaVA and on Qwen2-VL."""
 
 import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText
 
-from milora import load_milora
+from milora import MiloraError, load_milora
+from milora.data.conversation import Conversation
 from milora.data.processor import Pictures
+from milora.data.training_rows import load_training_rows
+from milora.evaluation.posing import pictures_of
+from milora.evaluation.target import target_of_run
 from milora.models.base import attach_adapter, load_model, load_tokenizer
 from milora.models.export import export_run
 from milora.models.init import write_start
@@ -23,8 +33,8 @@ from milora.run.records import TrainingRecord
 from milora.run.sections import AdapterSection, ModelSection
 from milora.training import train as training
 from milora.training.loss import loss_of_trained_tokens
-from milora.training.pixels import ModalitySampler, PictureCollator, take_group
-from milora.training.prepare import locate, prepare
+from milora.training.pixels import ModalitySampler, PictureCollator, forward_epochs, take_group
+from milora.training.prepare import check_pictures_of, locate, prepare
 from milora.training.rows import prepare_rows
 from milora.training.train import train
 from tests.conftest import drift
@@ -198,6 +208,7 @@ def test_every_kind_of_method_trains(tiny_llava, rows, tmp_path, method):
     assert any("multi_modal_projector" in name for name in changed)
     assert not any("vision_tower" in name for name in changed)
     assert any("language_model" in name for name in changed) == (method != "projector")
+    assert pictures_of(target_of_run(run).model).placeholder == "<image>"  # fully tuned, it has its own processor
 
 
 def test_a_frozen_projector_is_not_saved(tiny_llava, rows, tmp_path):
@@ -225,6 +236,73 @@ def test_rows_of_a_batch_all_have_pictures_or_none(rows):
     assert len(mixed) <= 1
     sampler.set_epoch(1)
     assert list(sampler) != first
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_resumed_epoch_has_its_own_order(processes):
+    def read(skipped: int) -> list[list[int]]:
+        loader = DataLoader(range(16), batch_size=4 // processes, sampler=ModalitySampler([True] * 16, 4, seed=0))
+        loader = forward_epochs(prepare_data_loader(loader, num_processes=processes, put_on_device=False))
+        loader = skip_first_batches(loader, skipped) if skipped else loader
+        loader.set_epoch(1)
+        return [batch.tolist() for batch in loader]
+
+    assert read(1) == read(0)[1:]
+
+
+@pytest.mark.parametrize(("pictured", "held_out"), [(6, [False, False]), (2, [True, True])])
+def test_pictures_may_be_in_the_held_out_rows_alone_or_in_the_others(tiny_llava, rows, tmp_path, pictured, held_out):
+    lines = rows.read_text().split("\n")
+    own = rows.with_name(f"{pictured}.jsonl")
+    own.write_text("\n".join([*lines[:pictured], *lines[-5:]]))
+    changes = ["training.projector_learning_rate=null", "training.max_steps=1", "data.validation_rows=2"]
+
+    def draws(seed: int) -> bool:
+        recipe = make_recipe(tiny_llava, own, tmp_path, *changes, f"data.seed={seed}")
+        found = load_training_rows(recipe.data).held_out
+        return [bool(Conversation.from_row(row).images) for row in found] == held_out
+
+    seed = next(seed for seed in range(1000) if draws(seed))
+    run = train_here(make_recipe(tiny_llava, own, tmp_path, *changes, f"data.seed={seed}"), tmp_path / "runs")
+    record = run.read(TrainingRecord)
+    assert record.held_out_loss is not None and record.layout == "padded"  # packed rows are given no pictures
+
+
+@pytest.mark.parametrize("launcher", ["fsdp2", "zero3", "zero2"])
+def test_rows_with_and_without_pictures_are_refused_where_weights_are_sharded(
+    tiny_llava, rows, tmp_path, monkeypatch, launcher
+):
+    recipe = make_recipe(tiny_llava, rows, tmp_path)
+    tokenizer, pictures = load_tokenizer(recipe.model), Pictures(partial(load_processor, recipe.model))
+    mixed = prepare_rows(recipe, tokenizer, pictures=pictures)
+    alike = replace(mixed, train=mixed.train.filter(lambda row: bool(row["pictures"])), held_out=None)
+    check_pictures_of(recipe, mixed)
+    sharded = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    if launcher != "fsdp2":
+        sharded = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": launcher[-1]}
+    for name, value in {**sharded, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    check_pictures_of(recipe, alike)
+    refused = pytest.raises(MiloraError, match=f"some rows have pictures and others have none: {launcher} shards")
+    with nullcontext() if launcher == "zero2" else refused:
+        check_pictures_of(recipe, mixed)
+
+
+def test_prepared_rows_are_those_of_the_processor(tiny_qwen_vl, rows, tmp_path):
+    """Broken by: tokens for pictures as another model with the same tokenizer sees them."""
+
+    def prepare_of(model: Path) -> Any:
+        recipe = make_recipe(model, rows, tmp_path)
+        pictures = Pictures(partial(load_processor, recipe.model))
+        return prepare_rows(recipe, load_tokenizer(recipe.model), tmp_path / "cache", pictures).train["input_ids"][:]
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_qwen_vl, other)
+    settings = other / "preprocessor_config.json"
+    changed = json.loads(settings.read_text()) | {"size": {"shortest_edge": 64, "longest_edge": 256}}
+    settings.write_text(json.dumps(changed))
+    first = prepare_of(tiny_qwen_vl)
+    assert prepare_of(other) != first and prepare_of(tiny_qwen_vl) == first
 
 
 def test_a_row_is_never_cut_inside_a_picture(tiny_llava, rows, tmp_path):

@@ -33,6 +33,11 @@ class Pictures:
         """The tokens in whose place the model puts what it sees."""
         return frozenset(self.processor.image_token_ids)
 
+    @property
+    def settings(self) -> str:
+        """What decides tokens and pixel values beside the pictures, in JSON."""
+        return str(self.processor.to_json_string())
+
     def expand(self, path: str) -> str:
         """Return the text that the processor puts in the place of the placeholder for this picture.
 

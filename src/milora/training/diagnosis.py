@@ -18,7 +18,7 @@ from milora.training.advice import advise_on_rows, advise_on_size
 from milora.training.announcement import describe_rows, render_row
 from milora.training.arguments import check_optimizer, check_reporting, count_steps, micro_batch_size
 from milora.training.estimate import Size, check_space, estimate_memory, measure_size, needed_space
-from milora.training.prepare import check_launch
+from milora.training.prepare import check_launch, check_pictures_of
 from milora.training.probe import STEPS, probe
 from milora.training.rows import Rows, check_embedded, find_pictures, prepare_rows
 
@@ -98,6 +98,7 @@ def _look_at_model(diagnosis: Diagnosis, recipe: Recipe) -> Size:
 def _look_at_rows(diagnosis: Diagnosis, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
     rows = prepare_rows(recipe, tokenizer, pictures=find_pictures(recipe.model))
     check_embedded(rows.train, recipe, tokenizer)
+    check_pictures_of(recipe, rows)
     diagnosis.found += [("rows", describe_rows(recipe, rows)), ("sample", render_row(rows, tokenizer))]
     diagnosis.warnings += advise_on_rows(recipe, rows, tokenizer)
     return rows

@@ -37,7 +37,7 @@ class PictureCollator:
         return batch
 
     def _read(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        paths = [path for row in rows for path in row[PICTURES]]
+        paths = [path for row in rows for path in row.get(PICTURES, ())]  # held-out rows may have none
         return self.pictures.read(paths) if paths else {}
 
     def whole(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -51,6 +51,17 @@ def take_group(batch: Batch) -> dict[str, Any]:
     inputs = {name: value for name, value in batch.items() if name != PICTURES}
     inputs |= group
     return inputs
+
+
+def forward_epochs(loader: Any) -> Any:
+    """Return accelerate's loader of batches, which then tells a `ModalitySampler` each epoch.
+
+    In an epoch that several processes resume, it looks for a sampler beside a process's share of the batches alone.
+    """
+    batches = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)
+    if isinstance(batches.sampler, ModalitySampler):
+        loader.set_sampler(batches.sampler)
+    return loader
 
 
 class ModalitySampler(Sampler[int]):

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from milora.data.rows import list_files
+from milora.data.tokens import PICTURES
 from milora.method.errors import MiloraError
 from milora.method.loading import load_milora
 from milora.method.options import Layout
@@ -27,7 +28,7 @@ from milora.models.projector import (
 from milora.models.targets import check_targets
 from milora.run.directory import RunDirectory, locate_run
 from milora.run.identity import Identity, identify
-from milora.run.launch import fail_together, is_main_process, name_launcher
+from milora.run.launch import count_processes, fail_together, is_main_process, name_launcher
 from milora.run.recipe import Recipe
 from milora.run.records import Start
 from milora.training.arguments import check_optimizer, check_reporting, count_steps, micro_batch_size
@@ -165,8 +166,16 @@ def _rate_of_projector(recipe: Recipe, model: Trained) -> tuple[str, float] | No
 
 
 def check_pictures_of(recipe: Recipe, rows: Rows) -> None:
-    """Raise if the projector would be trained without a picture."""
-    if recipe.saves_projector and not rows.has_pictures:
+    """Raise if the projector would be trained without a picture, or processes would wait for each other."""
+    tables = [table for table in (rows.train, rows.held_out) if table and PICTURES in table.column_names]
+    launcher = name_launcher()
+    if launcher in ("fsdp2", "zero3") and count_processes() > 1 and not all(all(table[PICTURES]) for table in tables):
+        raise MiloraError(
+            f"some rows have pictures and others have none: {launcher} shards the weights that see pictures, and the "
+            "processes would wait for each other",
+            "launch it with ddp or zero2, or name rows that all have pictures",
+        )
+    if recipe.saves_projector and PICTURES not in rows.train.column_names:
         raise MiloraError(
             f"no row of {recipe.data.title} has a picture, and the projector would not be trained",
             "name rows with pictures, or leave training.projector_learning_rate and alignment out",

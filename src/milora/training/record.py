@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from milora.method.analysis.change import measure_change, measure_full_change
 from milora.models.base import attach_adapter, load_model
+from milora.models.vision import copy_processor, takes_pictures
 from milora.run.directory import RunDirectory, step_of
 from milora.run.launch import count_processes, name_launcher
 from milora.run.records import ParameterCounts, Start, StepLoss, TrainingRecord
@@ -86,6 +87,8 @@ def _save(run: RunDirectory, model: Trained, state: dict[str, Tensor], tokenizer
     change = measure_full_change(tuned, load_model(section))
     tuned.to(getattr(torch, section.dtype)).save_pretrained(str(run.model))
     tokenizer.save_pretrained(str(run.model))
+    if takes_pictures(section):
+        copy_processor(section, run.model)
     return change
 
 

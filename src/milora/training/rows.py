@@ -1,5 +1,6 @@
 """A recipe → its rows as token ids and labels, prepared once: runs with the same rows and tokenizer share them."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,8 @@ class Rows:
 
     @property
     def has_pictures(self) -> bool:
-        return PICTURES in self.train.column_names
+        """Whether a row has pictures, be it held out."""
+        return any(PICTURES in table.column_names for table in (self.train, self.held_out) if table)
 
 
 def find_pictures(section: ModelSection) -> Pictures | None:
@@ -64,19 +66,24 @@ def prepare_rows(
     settings, name = recipe.training, choose_template(recipe.data.template, lambda: tokenizer)
     template = resolve_template(name, lambda: tokenizer, pictures)
     digest = digest_preparation(recipe.data, tokenizer, template.text, settings.max_length, settings.loss_on)
-    folders = sorted({str(file.parent) for files in list_files(recipe.data) for file in files})
+
+    def describe_pictures() -> list[str]:
+        """The folders that pictures are in, and what the model's processor makes of them: it is loaded here."""
+        folders = {str(file.parent) for files in list_files(recipe.data) for file in files}
+        return [*sorted(folders), pictures.settings if pictures else ""]
+
     entry = (cache or user_cache_path("milora")) / "rows" / digest
-    kept = _read(entry, name, folders)
+    kept = _read(entry, name, describe_pictures)
     if kept is not None:
         return kept
     found = load_training_rows(recipe.data, partial(count_tokens, template=template, tokenizer=tokenizer))
     if cache is None and len(found.train) < KEPT_FROM:
         return _tokenize(recipe, found, name, template, tokenizer)
     with holding(entry):
-        kept = _read(entry, name, folders)  # another process may have written it while this one waited
+        kept = _read(entry, name, describe_pictures)  # another process may have written it while this one waited
         if kept is None:
             kept = _tokenize(recipe, found, name, template, tokenizer)
-            _write(entry, kept, folders)
+            _write(entry, kept, describe_pictures)
     return kept
 
 
@@ -112,24 +119,23 @@ def _tokenize(
     return Rows(train, held_out, name, report, held_out_report)
 
 
-def _read(entry: Path, name: TemplateName, folders: list[str]) -> Rows | None:
-    """The rows of an entry, unless their pictures are in other folders than those of the files are now."""
+def _read(entry: Path, name: TemplateName, describe_pictures: Callable[[], list[str]]) -> Rows | None:
+    """The rows of an entry, unless their pictures are elsewhere by now, or another processor's."""
     found = read_entry(entry)
     if found is None:
         return None
     tables, (report, held_out_report, known) = found
-    if PICTURES in tables["train"].column_names and known != folders:
-        return None
-    return Rows(
+    rows = Rows(
         tables["train"],
         tables.get("held_out"),
         name,
         TokenReport(**report),
         TokenReport(**held_out_report) if held_out_report else None,
     )
+    return None if rows.has_pictures and known != describe_pictures() else rows
 
 
-def _write(entry: Path, rows: Rows, folders: list[str]) -> None:
+def _write(entry: Path, rows: Rows, describe_pictures: Callable[[], list[str]]) -> None:
     tables = {"train": rows.train, **({"held_out": rows.held_out} if rows.held_out else {})}
     reports = [asdict(rows.report), asdict(rows.held_out_report) if rows.held_out_report else None]
-    write_entry(entry, tables, [*reports, folders])
+    write_entry(entry, tables, [*reports, describe_pictures() if rows.has_pictures else []])

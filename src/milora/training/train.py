@@ -19,7 +19,7 @@ from milora.training.announcement import announce
 from milora.training.arguments import make_arguments, micro_batch_size
 from milora.training.checkpoints import CompletionMark, StopAtSignal, can_resume
 from milora.training.divergence import DivergedError, DivergenceGuard, check_trained
-from milora.training.prepare import Preparation, identify_stages, prepare
+from milora.training.prepare import Preparation, check_launch, identify_stages, prepare
 from milora.training.progress import ProgressBar
 from milora.training.record import record_training
 from milora.training.speed import Speed
@@ -87,6 +87,7 @@ def _align(run: RunDirectory, cache: Path | None) -> Path | None:
     recipe = run.recipe.first_stage
     if recipe is None:
         return None
+    check_launch(run.recipe)
     first = locate_run(recipe, identify_stages(recipe), (cache / ALIGNMENT) if cache else run.alignment)
     with locked(first.path, wait=True):
         if is_main_process():

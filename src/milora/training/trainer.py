@@ -27,7 +27,7 @@ from milora.training.attention import lay_out
 from milora.training.checkpoints import writing
 from milora.training.loss import loss_of_trained_tokens
 from milora.training.packing import balance_rows, count_passes, divide_rows, row_lengths
-from milora.training.pixels import ModalitySampler, take_group
+from milora.training.pixels import ModalitySampler, forward_epochs, take_group
 from milora.training.speed import Speed
 
 
@@ -101,6 +101,9 @@ class RecipeTrainer(SFTTrainer):
         return ModalitySampler(
             has_pictures, self.args.per_device_train_batch_size * self.args.world_size, self.args.seed
         )
+
+    def get_train_dataloader(self) -> Any:
+        return forward_epochs(super().get_train_dataloader())
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
