@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import LlavaConfig, LlavaProcessor, Qwen2VLProcessor
 
 import milora
 from tests.conftest import make_llama
@@ -23,6 +24,7 @@ NAMES = "method/names.py"
 VARIANT, METHODS = "method/variant/", "models/methods.py"
 ATTENTION = "training/attention.py"
 TRAINER, GENERATOR = "training/trainer.py", "evaluation/generation/generator.py"
+VISION = "models/vision.py"
 
 # Module, name, parameters, and the file of milora that uses it. "…" at the end allows for further parameters.
 SIGNATURES = [
@@ -93,6 +95,7 @@ SIGNATURES = [
     ("transformers.integrations.deepspeed", "unset_hf_deepspeed_config", "", TRAINER),
     ("transformers", "Cache.batch_repeat_interleave", "self repeats", GENERATOR),
     ("transformers", "Cache.batch_select_indices", "self indices", GENERATOR),
+    ("transformers", "ProcessorMixin.get_attributes", "", VISION),
     ("lm_eval.evaluator", "get_git_commit_hash", "", "evaluation/harness.py"),
     ("lm_eval.tasks._yaml_loader", "load_yaml", "path …", "evaluation/harness.py"),
     (
@@ -130,6 +133,17 @@ def test_signature(module, path, expected, user):
 def test_attribute(module, path, kind, user):
     found = _find(module, path, user)
     assert isinstance(found, kind), f"{module}.{path} is {found!r}, not a {kind.__name__}: fix src/milora/{user}"
+
+
+def test_processors():
+    """The processor of a config is looked up by its class, and parts that it does not list are not loaded."""
+    reason = f"fix src/milora/{VISION}"
+    found = _find("transformers.models.auto.processing_auto", "PROCESSOR_MAPPING", VISION).get(LlavaConfig, None)
+    assert found is LlavaProcessor, reason
+    assert sorted(found.get_attributes()) == ["image_processor", "tokenizer"], reason
+    assert "video_processor" in Qwen2VLProcessor.get_attributes(), reason
+    names = _find("transformers.models.auto.modeling_auto", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", VISION)
+    assert "llava" in names and "llama" not in names, reason
 
 
 @needs_sentences
@@ -185,6 +199,9 @@ def _files() -> Iterator[tuple[str, str]]:
         ("check_adapters_to_merge", VARIANT),
         ("rename_source_key", NAMES),
         ("_is_stateful", GENERATOR),
+        ("PROCESSOR_MAPPING", VISION),
+        ("get_attributes", VISION),
+        ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", VISION),
     ],
 )
 def test_each_private_name_is_used_in_one_place(name, user):

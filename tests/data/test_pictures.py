@@ -141,3 +141,21 @@ def test_a_text_model_refuses_pictures(small_model, tmp_path):
     for name in ("chat", "vicuna", "plain"):
         with pytest.raises(MiloraError, match="picture"):
             resolve_template(name, lambda: tokenizer).encode(tokenizer, row)
+
+
+def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path):
+    for orientation in (1, 6, 9):
+        exif = PilImage.Exif()
+        exif[0x0112] = orientation
+        PilImage.new("RGB", (40, 24)).save(tmp_path / "turned.jpg", exif=exif)
+        assert measure_picture(str(tmp_path / "turned.jpg")) == open_picture(str(tmp_path / "turned.jpg")).size
+
+
+def test_an_error_without_words_is_named_by_its_type(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise EOFError
+
+    path = draw(tmp_path / "one.png")
+    monkeypatch.setattr(PilImage.Image, "convert", fail)
+    with pytest.raises(BadPictureError, match="is damaged: EOFError"):
+        open_picture(path)

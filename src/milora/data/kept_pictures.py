@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from functools import cache
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -20,6 +21,7 @@ def keep_picture(content: bytes) -> Path:
     return path
 
 
+@cache
 def keep_blank(size: tuple[int, int]) -> Path:
     """Return the file of a gray picture of this width and height."""
     from PIL import Image

@@ -14,6 +14,7 @@ from milora.method.errors import MiloraError
 # No others: to read EPS or PDF, Pillow starts a program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error)
+SIDEWAYS = (5, 6, 7, 8)  # EXIF's orientations that swap the sides
 WAY_OUT = "replace the file, or set data.on_bad_row=drop: rows with such pictures are then dropped and counted"
 
 
@@ -39,7 +40,7 @@ def measure_picture(path: str) -> tuple[int, int]:
         BadPictureError: see `open_picture`.
     """
     with _opening(path) as picture:
-        is_turned = picture.getexif().get(0x0112, 1) >= 5  # the orientations that swap the sides
+        is_turned = picture.getexif().get(0x0112, 1) in SIDEWAYS
         return (picture.height, picture.width) if is_turned else picture.size
 
 
@@ -72,7 +73,8 @@ def _opening(path: str) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise BadPictureError(f"{path} is not a picture in a format of {', '.join(FORMATS)}", WAY_OUT) from error
     except BROKEN as error:
-        raise BadPictureError(f"the picture {path} is damaged: {str(error).splitlines()[0]}", WAY_OUT) from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadPictureError(f"the picture {path} is damaged: {reason}", WAY_OUT) from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
