@@ -134,6 +134,24 @@ def test_a_row_has_the_tokens_that_the_processor_makes_of_each_picture(section, 
     assert torch.isfinite(load_model(section)(input_ids=ids, labels=ids, **inputs).loss)
 
 
+@pytest.mark.parametrize("content", ["{{ message.role + '\\n' + message.content }}", "{{ message.content }}"])
+def test_a_chat_template_that_reads_text_alone_is_given_text(section, tmp_path, content):
+    """Broken by: a list of parts that is written out as it is, or added to a text."""
+    tokenizer, pictures = load_tokenizer(section), Pictures(partial(load_processor, section))
+    tokenizer.chat_template = (
+        f"{{% for message in messages %}}<|im_start|>{content}<|im_end|>{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}<|im_start|>{'assistant' + chr(10) if 'role' in content else ''}{{% endif %}}"
+    )
+    template = resolve_template("chat", lambda: tokenizer, pictures)
+    said = tokenizer.decode(template.encode(tokenizer, Conversation.of_turn("Which?", "Red.")).ids)
+    assert "Which?<|im_end|>" in said and "type" not in said
+    row = Conversation(
+        (Message("user", (Image(draw(tmp_path / "a.png")), Text("Which?"))), *converse("").messages[1:2])
+    )
+    ids = template.encode(tokenizer, row).ids
+    assert pictures.tokens & set(ids) and "Which?" in tokenizer.decode(ids)
+
+
 def test_a_text_model_refuses_pictures(small_model, tmp_path):
     tokenizer = load_tokenizer(ModelSection(name=str(small_model)))
     assert not takes_pictures(ModelSection(name=str(small_model)))

@@ -90,3 +90,11 @@ def test_a_recipe_chooses_the_weights(load_small):
         "base_model.model.model.layers.1.self_attn.q_proj.lora_A.default.weight",
         "base_model.model.model.layers.1.self_attn.q_proj.lora_B.default.weight",
     }
+
+
+def test_a_name_outside_the_language_model_is_refused(tiny_llava):
+    model = ModelSection(name=str(tiny_llava))
+    check_targets(model, AdapterSection(rank=4, target_modules=["q_proj"]))
+    check_targets(model, AdapterSection(rank=4, target_modules=r".*vision_tower.*fc1"))
+    with pytest.raises(MiloraError, match="fc1 is not a linear layer of the language model of"):
+        check_targets(model, AdapterSection(rank=4, target_modules=["q_proj", "fc1"]))

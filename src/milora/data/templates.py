@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from milora.data.conversation import Conversation, Message
 from milora.data.processor import Pictures
-from milora.data.turns import Encoded, Turns, find_training_template
+from milora.data.turns import Encoded, Turns, find_training_template, reads_parts
 from milora.method.errors import MiloraError
 from milora.method.options import TemplateName
 
@@ -164,7 +164,9 @@ class ChatTemplate:
         return [self.encode(tokenizer, conversation) for conversation in conversations]
 
     def _turns(self, tokenizer: PreTrainedTokenizerBase, jinja: str | None) -> Turns:
-        return Turns(tokenizer, jinja, self.pictures, lists=self.pictures is not None and self.jinja is None)
+        is_own = self.pictures is not None and self.jinja is None
+        lists = is_own and reads_parts(tokenizer, jinja, str(tokenizer.chat_template))
+        return Turns(tokenizer, jinja, self.pictures, lists)
 
     def _begin(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """The BOS that a tokenizer puts before a text: a tokenizer's own template writes it, a named one does not."""

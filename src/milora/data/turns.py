@@ -163,6 +163,17 @@ def find_training_template(tokenizer: PreTrainedTokenizerBase, _: str) -> str | 
         return None
 
 
+@lru_cache(maxsize=4)
+def reads_parts(tokenizer: PreTrainedTokenizerBase, jinja: str | None, _: str) -> bool:
+    """Return whether a chat template reads the parts of a message: one that reads text alone may write the list out."""
+    messages: list[Any] = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
+    try:
+        rendered = str(tokenizer.apply_chat_template(messages, chat_template=jinja, tokenize=False))
+    except (TemplateError, TypeError):
+        return False
+    return "Hello" in rendered and not any(f"{quote}type{quote}" in rendered for quote in "'\"")
+
+
 def _common(first: Shared, second: Shared) -> Shared:
     """What both begin with."""
     if first[: len(second)] == second:

@@ -167,10 +167,12 @@ def _fit(
 ) -> Fitted:
     decoding = benchmark.decoding(section.max_new_tokens)
     decoding = replace(decoding, stops=(*decoding.stops, *template.stops))
-    requests = [
-        Request(template.render(row.prompt), tuple(template.encode_prompt(tokenizer, row.prompt)), decoding, row.images)
-        for row in rows
-    ]
+    known: dict[int, int] = {}  # one object for each token: a picture may be a thousand, of a hundred thousand rows
+
+    def encode(row: Conversation) -> tuple[int, ...]:
+        return tuple(known.setdefault(token, token) for token in template.encode_prompt(tokenizer, row.prompt))
+
+    requests = [Request(template.render(row.prompt), encode(row), decoding, row.images) for row in rows]
     served = served_by(target, benchmark.name, section)
     context = served.context if served else context_length(target.model, tokenizer)
     fitted = fit(requests, context, follows=follows)

@@ -9,7 +9,8 @@ from transformers.pytorch_utils import Conv1D
 from milora.method.errors import MiloraError
 from milora.method.layers import fitting_layers
 from milora.models.base import load_skeleton
-from milora.models.methods import make_config, put_adapter
+from milora.models.methods import ALL_LINEAR, make_config, put_adapter
+from milora.models.vision import find_language_model
 from milora.run.sections import AdapterSection, ModelSection
 
 
@@ -25,8 +26,14 @@ def check_targets(model: ModelSection, adapter: AdapterSection) -> None:
     skeleton = load_skeleton(model)
     modules = dict(skeleton.named_modules())
     linear = [name for name, part in modules.items() if isinstance(part, (nn.Linear, Conv1D))]
-    if adapter.target_modules != "all-linear":
-        _check("target_modules", adapter.target_modules, linear, f"linear layer of {model.name}")
+    if adapter.target_modules != ALL_LINEAR:
+        language = find_language_model(skeleton)
+        if language is None or isinstance(adapter.target_modules, str):
+            inside, kind = linear, "linear layer of"
+        else:  # a name means nothing outside of it, see `put_adapter`
+            inside = [name for name in linear if name.startswith((f"{language}.", "lm_head"))]
+            kind = "linear layer of the language model of"
+        _check("target_modules", adapter.target_modules, inside, f"{kind} {model.name}")
     if adapter.exclude_modules is not None:
         _check("exclude_modules", adapter.exclude_modules, linear, f"linear layer of {model.name}")
     _check("modules_to_save", adapter.modules_to_save, modules, f"module of {model.name}")
