@@ -196,6 +196,14 @@ def test_an_interrupted_run_of_two_stages_resumes_to_the_same_adapter(tiny_llava
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_what_is_wrong_with_the_second_stage_is_said_before_the_first(tiny_llava, rows, tmp_path):
+    first = [f"alignment.data.name={rows}", "alignment.data.template=chat", "alignment.training.max_steps=1"]
+    recipe = make_recipe(tiny_llava, rows, tmp_path, *first, "data.image_dir=/nowhere")
+    with pytest.raises(MiloraError, match="12 pictures of 12 rows cannot be used"):
+        train_here(recipe, tmp_path / "runs")
+    assert not list((tmp_path / "runs").rglob("start.json"))
+
+
 @pytest.mark.parametrize("method", ["lora", "pissa", "lora_ga", "dora", "full", "projector"])
 def test_every_kind_of_method_trains(tiny_llava, rows, tmp_path, method):
     recipe = make_recipe(tiny_llava, rows, tmp_path, f"adapter.method={method}")

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from milora.data.processor import Pictures
 from milora.data.rows import list_files
 from milora.data.tokens import PICTURES
 from milora.method.errors import MiloraError
@@ -90,19 +91,10 @@ def prepare(run: RunDirectory, cache: Path | None = None, aligned: Path | None =
         MiloraError: something that the recipe names does not exist, or the recipe or the launch does not fit.
     """
     recipe = run.recipe
-    check_launch(recipe)
-    check_reporting(recipe.training.report_to)
-    check_optimizer(recipe.training.optimizer)
+    tokenizer, pictures, rows = prepare_inputs(recipe, cache)
     micro_batch = micro_batch_size(recipe)
     is_full = recipe.adapter.method == "full"
     with fail_together():
-        check_targets(recipe.model, recipe.adapter)
-        if recipe.saves_projector:
-            find_projector(load_skeleton(recipe.model))
-        tokenizer, pictures = load_tokenizer(recipe.model), find_pictures(recipe.model)
-        rows = prepare_rows(recipe, tokenizer, cache, pictures)
-        check_embedded(rows.train, recipe, tokenizer)
-        check_pictures_of(recipe, rows)
         set_seed(recipe.seed)
         # Full fine-tuning keeps its weights in float32: in bfloat16 most of its small steps would round away.
         base = load_model(recipe.model.model_copy(update={"dtype": "float32"}) if is_full else recipe.model)
@@ -122,6 +114,27 @@ def prepare(run: RunDirectory, cache: Path | None = None, aligned: Path | None =
     layout = choose_layout(model, rows.report.longest) if is_packed else "padded"
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     return Preparation(model, trainable, total, tokenizer, rows, layout, checkpoint, collator, projector)
+
+
+def prepare_inputs(recipe: Recipe, cache: Path | None) -> tuple[PreTrainedTokenizerBase, Pictures | None, Rows]:
+    """Return what is known before the model is loaded: its tokenizer, what pictures become, and the rows.
+
+    Raises:
+        MiloraError: something that the recipe names does not exist, or the recipe or the launch does not fit.
+    """
+    check_launch(recipe)
+    check_reporting(recipe.training.report_to)
+    check_optimizer(recipe.training.optimizer)
+    micro_batch_size(recipe)
+    with fail_together():
+        check_targets(recipe.model, recipe.adapter)
+        if recipe.saves_projector:
+            find_projector(load_skeleton(recipe.model))
+        tokenizer, pictures = load_tokenizer(recipe.model), find_pictures(recipe.model)
+        rows = prepare_rows(recipe, tokenizer, cache, pictures)
+        check_embedded(rows.train, recipe, tokenizer)
+        check_pictures_of(recipe, rows)
+    return tokenizer, pictures, rows
 
 
 def _start(

@@ -19,7 +19,7 @@ from milora.training.announcement import announce
 from milora.training.arguments import make_arguments, micro_batch_size
 from milora.training.checkpoints import CompletionMark, StopAtSignal, can_resume
 from milora.training.divergence import DivergedError, DivergenceGuard, check_trained
-from milora.training.prepare import Preparation, check_launch, identify_stages, prepare
+from milora.training.prepare import Preparation, identify_stages, prepare, prepare_inputs
 from milora.training.progress import ProgressBar
 from milora.training.record import record_training
 from milora.training.speed import Speed
@@ -87,11 +87,14 @@ def _align(run: RunDirectory, cache: Path | None) -> Path | None:
     recipe = run.recipe.first_stage
     if recipe is None:
         return None
-    check_launch(run.recipe)
     first = locate_run(recipe, identify_stages(recipe), (cache / ALIGNMENT) if cache else run.alignment)
     with locked(first.path, wait=True):
         if is_main_process():
             print("first stage: the projector alone", file=sys.stderr)
+        if not first.is_trained:
+            prepare_inputs(
+                run.recipe, cache
+            )  # what is wrong with the second stage is said before the first is paid for
         train(create_run(first), cache)
     return first.adapter
 
