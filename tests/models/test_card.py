@@ -34,7 +34,7 @@ def read_card(folder: Path):
 
 def test_a_base_on_the_hub_is_named_where_peft_names_it(adapter):
     model = ModelSection(name="someone/model", revision="abc", quantization="nf4")
-    describe_lora(adapter, model, "milora", 'mine: a "name"')
+    describe_lora(adapter, model, "milora", 'mine: a "name"', pictures=False)
     card, base = read_card(adapter)
     assert card.data.base_model == base == "someone/model" and card.data.library_name == "peft"
     assert card.data.tags == ["base_model:adapter:someone/model", "lora", "transformers"]
@@ -45,7 +45,7 @@ def test_a_base_on_the_hub_is_named_where_peft_names_it(adapter):
 
 
 def test_a_folder_of_this_machine_is_named_as_one_and_without_its_path(adapter, small_model):
-    describe_lora(adapter, ModelSection(name=str(small_model), dtype="float32"), "milora", "mine")
+    describe_lora(adapter, ModelSection(name=str(small_model), dtype="float32"), "milora", "mine", pictures=False)
     card, base = read_card(adapter)
     assert base == f"local:{small_model.name}" and card.data.base_model is None
     assert "not on the hub" in card.text and "model.safetensors: sha256 " in card.text
@@ -58,7 +58,7 @@ def test_a_folder_of_this_machine_is_named_as_one_and_without_its_path(adapter, 
 
 def test_the_embedded_model_is_named_and_not_its_cache(adapter):
     assert name_base(str(locate_embedded_model())) == name_base(EMBEDDED) == EMBEDDED
-    describe_lora(adapter, ModelSection(name=EMBEDDED), "lora", "mine")
+    describe_lora(adapter, ModelSection(name=EMBEDDED), "lora", "mine", pictures=False)
     card, base = read_card(adapter)
     assert base == EMBEDDED and card.data.base_model is None
     assert "SmolLM2-135M-Instruct.Q4_1.gguf (sha256 " in card.text and ".cache" not in card.text
@@ -66,7 +66,7 @@ def test_the_embedded_model_is_named_and_not_its_cache(adapter):
 
 def test_the_lines_of_the_readme_load_the_adapter(adapter, small_model, load_whole):
     get_peft_model(load_whole(), LoraConfig(r=3, target_modules=["q_proj"])).save_pretrained(adapter)
-    lines = say_how_to_load(ModelSection(name=str(small_model)), "lora", str(adapter))
+    lines = say_how_to_load(ModelSection(name=str(small_model)), "lora", str(adapter), pictures=False)
     names = {}
     exec(lines, names)
     assert isinstance(names["model"], PeftModel) and len(lines.splitlines()) == 3

@@ -18,7 +18,7 @@ HERE = "path/to/this/folder"
 PACKAGED = (EMBEDDED, SMALL_LLAVA)
 
 
-def say_how_to_load(model: ModelSection, form: Export, folder: str, *, pictures: bool = False) -> str:
+def say_how_to_load(model: ModelSection, form: Export, folder: str, *, pictures: bool) -> str:
     """Return the lines of Python that load an export from `folder`, with transformers and peft.
 
     `pictures`: the model takes some.
@@ -33,7 +33,7 @@ def say_how_to_load(model: ModelSection, form: Export, folder: str, *, pictures:
     return "\n".join(["from peft import PeftModel", *imports, f"model = PeftModel.from_pretrained({base}, {folder!r})"])
 
 
-def describe_lora(folder: Path, model: ModelSection, method: str, title: str, *, pictures: bool = False) -> None:
+def describe_lora(folder: Path, model: ModelSection, method: str, title: str, *, pictures: bool) -> None:
     """Write the README of an adapter, and give its base a name that means the same on other machines; see `name_base`.
 
     The README's header has the keys and tags of PEFT's own.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from milora.comparison.statistics import correct_for_many
+from milora.evaluation.benchmarks.benchmark import BLIND
 from milora.evaluation.scores import Scores, format_metric
 from milora.report.samples import Reading
 from milora.report.tables import format_p
@@ -54,13 +55,17 @@ def find_change(task: str, base: Scores | None, trained: Scores, readings: Seque
     if base is None or not pairs or trained.unit != "share":
         return Change(task, base, trained)
     gained, lost = pairs.count("01"), pairs.count("10")
-    p = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return Change(task, base, trained, gained, lost, p)
+    return Change(task, base, trained, gained, lost, sign_test(gained, lost))
+
+
+def sign_test(gained: int, lost: int) -> float:
+    """Return p of an exact sign test (McNemar's): of this many or fewer of either, if both are equally likely."""
+    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def say_headline(changes: Sequence[Change], training: TrainingRecord) -> str:
     """Return the one sentence that says what came of a run: of its scores, else of its loss on held-out rows."""
-    known = [change for change in changes if change.base is not None]
+    known = [change for change in changes if change.base is not None and not change.task.endswith(BLIND)]
     if len(known) == 1:
         return _say_one(known[0])
     if known:
@@ -86,8 +91,8 @@ def _say_one(change: Change) -> str:
     if change.p is None:
         return f"{moved}."
     if change.p >= SIGNIFICANT:
-        return f"{moved}, which is too few to tell the change from chance ({_say_p(change.p)})."
-    return f"{moved}: {change.gained} are right only after training, {change.lost} only before ({_say_p(change.p)})."
+        return f"{moved}, which is too few to tell the change from chance ({say_p(change.p)})."
+    return f"{moved}: {change.gained} are right only after training, {change.lost} only before ({say_p(change.p)})."
 
 
 def _say_swapped(change: Change) -> str:
@@ -118,5 +123,5 @@ def _name(tasks: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _say_p(value: float) -> str:
+def say_p(value: float) -> str:
     return f"p {'' if value < 0.001 else '= '}{format_p(value)}"

@@ -32,12 +32,12 @@ def format_outcome(training: TrainingRecord, scores: Sequence[Scores]) -> str:
     return "\n".join(lines)
 
 
-def say_evidence(recipe: Recipe, training: TrainingRecord) -> list[str]:
-    """Return what the run shows, and what it is not evidence of."""
+def say_evidence(recipe: Recipe, training: TrainingRecord, is_scored: bool) -> list[str]:
+    """Return what the run shows, and what it is not evidence of; `is_scored` on a task."""
     said = [
         f"This run is one seed at one learning rate on {recipe.model.name}: it does not show how the method, "
         f"{recipe.adapter.method}, compares with any other.",
-        _say_learning(training),
+        _say_learning(training, is_scored),
     ]
     if recipe.data.name == "arithmetic":
         said.append("The problems that it was trained on are synthetic.")
@@ -49,9 +49,10 @@ def say_evidence(recipe: Recipe, training: TrainingRecord) -> list[str]:
     return said
 
 
-def _say_learning(training: TrainingRecord) -> str:
+def _say_learning(training: TrainingRecord, is_scored: bool) -> str:
     if training.held_out_loss is None:
-        return "No rows were held out: nothing here shows what it learned beyond the rows that it was trained on."
+        shown = "the scores alone show" if is_scored else "nothing here shows"
+        return f"No rows were held out: {shown} what it learned beyond the rows that it was trained on."
     before, after = (f"{loss:.3f}" for loss in training.held_out_loss)
     fell = "fell" if float(after) < float(before) else "did not fall"
     return f"The loss on held-out rows {fell}: {before} before training, {after} after."

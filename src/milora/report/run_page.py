@@ -15,12 +15,14 @@ from milora.method.files import write_text
 from milora.method.initialization import InitializationReport
 from milora.method.options import Export
 from milora.models.card import say_how_to_load
+from milora.models.vision import takes_pictures
 from milora.report.changes import find_change, say_headline
 from milora.report.facts import list_costs, list_differences, list_training
 from milora.report.figures import draw_loss, draw_rate, draw_spectra
 from milora.report.outcome import describe_run, say_evidence
 from milora.report.pages import render
 from milora.report.samples import Reading, collect, read_task
+from milora.report.seeing import say_seeing
 from milora.run.directory import RunDirectory, locate_export
 from milora.run.environment import Environment
 from milora.run.records import Spectra, TrainingRecord
@@ -51,7 +53,7 @@ def write_report(run: RunDirectory, base: Target | None = None) -> Path:
         run=run.path.name,
         what=describe_run(run.recipe),
         headline=say_headline(scored, training),
-        evidence=say_evidence(run.recipe, training),
+        evidence=[*say_evidence(run.recipe, training, bool(scored)), *say_seeing(readings)],
         intervals=INTERVALS,
         format_metric=format_metric,
         changes=scored,
@@ -95,7 +97,9 @@ def _say_where(run: RunDirectory) -> dict[str, Any]:
     form: Export = "merged" if run.recipe.adapter.method == "full" else "lora"
     folder = locate_export(run.path, form)
     exported = str(folder) if folder.is_dir() else None
-    load = say_how_to_load(run.recipe.model, form, exported) if exported else None
+    load = None
+    if exported:
+        load = say_how_to_load(run.recipe.model, form, exported, pictures=takes_pictures(run.recipe.model))
     return {"exported": exported, "how_to_load": load, "form": form, "path": run.path}
 
 
