@@ -24,7 +24,7 @@ NAMES = "method/names.py"
 VARIANT, METHODS = "method/variant/", "models/methods.py"
 ATTENTION = "training/attention.py"
 TRAINER, GENERATOR = "training/trainer.py", "evaluation/generation/generator.py"
-VISION = "models/vision.py"
+VISION, PROCESSOR = "models/vision.py", "data/processor.py"
 
 # Module, name, parameters, and the file of milora that uses it. "…" at the end allows for further parameters.
 SIGNATURES = [
@@ -96,6 +96,8 @@ SIGNATURES = [
     ("transformers", "Cache.batch_repeat_interleave", "self repeats", GENERATOR),
     ("transformers", "Cache.batch_select_indices", "self indices", GENERATOR),
     ("transformers", "ProcessorMixin.get_attributes", "", VISION),
+    ("transformers", "ProcessorMixin.replace_image_token", "self image_inputs image_idx …", PROCESSOR),
+    ("transformers", "ProcessorMixin.create_mm_token_type_ids", "self input_ids", PROCESSOR),
     ("lm_eval.evaluator", "get_git_commit_hash", "", "evaluation/harness.py"),
     ("lm_eval.tasks._yaml_loader", "load_yaml", "path …", "evaluation/harness.py"),
     (
@@ -110,6 +112,9 @@ SIGNATURES = [
 ATTRIBUTES = [
     ("peft.tuners.lora", "LoraLayer.other_param_names", tuple, VARIANT),
     ("transformers", "PreTrainedModel._is_stateful", bool, GENERATOR),
+    ("transformers", "ProcessorMixin.return_mm_token_type_ids", bool, PROCESSOR),
+    ("transformers", "ProcessorMixin.image_token_ids", property, PROCESSOR),
+    ("transformers", "ProcessorMixin.unused_input_names", property, PROCESSOR),
 ]
 
 
@@ -201,6 +206,8 @@ def _files() -> Iterator[tuple[str, str]]:
         ("_is_stateful", GENERATOR),
         ("PROCESSOR_MAPPING", VISION),
         ("get_attributes", VISION),
+        ("replace_image_token", PROCESSOR),
+        ("create_mm_token_type_ids", PROCESSOR),
         ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", VISION),
     ],
 )

@@ -1,5 +1,6 @@
 """Pictures: files that cannot be used, and conversations with pictures as tokens."""
 
+import inspect
 import tracemalloc
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image as PilImage
+from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, Gemma3ImageProcessorPil, Gemma3Processor
 
 from milora.data.conversation import Conversation, Image, Message, Text
 from milora.data.pictures import BadPictureError, check_pictures, measure_picture, open_picture
@@ -177,3 +179,15 @@ def test_an_error_without_words_is_named_by_its_type(tmp_path, monkeypatch):
     monkeypatch.setattr(PilImage.Image, "convert", fail)
     with pytest.raises(BadPictureError, match="is damaged: EOFError"):
         open_picture(path)
+
+
+def test_gemma_is_told_which_tokens_see_each_other(tiny_llava):
+    """Broken by: marks under a name that the model does not read, so that pictures are attended to causally."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llava)
+    tokenizer.boi_token, tokenizer.eoi_token, tokenizer.image_token = "<|im_start|>", "<|im_end|>", "<image>"
+    tokenizer.boi_token_id, tokenizer.image_token_id = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<image>"])
+    processor = Gemma3Processor(Gemma3ImageProcessorPil(), tokenizer, image_seq_length=4)
+    pictures = Pictures(lambda: processor)
+    seen = tokenizer.image_token_id
+    assert pictures.mark([[1, seen, seen, 2]]) == {"token_type_ids": [[0, 1, 1, 0]]}
+    assert "token_type_ids" in inspect.signature(Gemma3ForConditionalGeneration.forward).parameters

@@ -1,4 +1,7 @@
-"""What a model's processor makes of pictures: the tokens that stand for them in a text, and their pixel values."""
+"""What a model's processor makes of pictures: the tokens that stand for them in a text, and their pixel values.
+
+All private API of processors that are loaded is in this file; tests/test_seams.py asserts it.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -74,4 +77,7 @@ class Pictures:
         """Return what some models are also given for rows of tokens: which of them stand for a picture."""
         if not self.processor.return_mm_token_type_ids:
             return {}
-        return {"mm_token_type_ids": self.processor.create_mm_token_type_ids(ids)}
+        # Gemma 3's own processor renames them, and adds that name to what the tokenizer makes.
+        own, renamed = self.processor.tokenizer.model_input_names, "token_type_ids"
+        is_renamed = self.processor.model_input_names.count(renamed) > own.count(renamed)
+        return {renamed if is_renamed else "mm_token_type_ids": self.processor.create_mm_token_type_ids(ids)}

@@ -1,6 +1,6 @@
 """Which models take pictures, and the processor that prepares them.
 
-All private API of transformers' processors that milora uses is in this file; tests/test_seams.py asserts it.
+All private API of transformers that loads processors is in this file; tests/test_seams.py asserts it.
 """
 
 import shutil
