@@ -380,11 +380,11 @@ def test_a_batch_that_does_not_fit_is_halved(small_model, monkeypatch):
     expected = [part for part in engine.complete(requests, set())]
     whole, sizes = engine.harness.complete, []
 
-    def crowded(prompts, decoding):
+    def crowded(prompts, decoding, images):
         sizes.append(len(prompts))
         if len(prompts) > 2:
             raise torch.OutOfMemoryError
-        return whole(prompts, decoding)
+        return whole(prompts, decoding, images)
 
     monkeypatch.setattr(engine.harness, "complete", crowded)
     assert [part for part in engine.complete(requests, set())] == expected

@@ -65,3 +65,11 @@ def test_small_updates_keep_their_accuracy_in_bfloat16():
     with torch.autocast("cpu", torch.bfloat16):
         rounded = add_update(**given, scaling=1.0)
     assert (rounded - exact).norm() <= 1e-2 * exact.norm()
+
+
+def test_the_output_can_be_changed_in_place():
+    given = draw(2, 3)
+    total = add_update(**given, scaling=1.0)
+    total += 1
+    total.sum().backward()
+    assert given["B"].grad.any()

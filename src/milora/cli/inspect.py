@@ -31,7 +31,7 @@ def inspect_(
     ] = None,
     trust_remote_code: TrustCode = False,
 ) -> None:
-    """Show the spectra of a model's weights, or where in the weights the updates of adapters lie.
+    """Show spectra of weights, or where the updates of adapters lie.
 
     This writes a page, charts, and every figure as JSON. docs/inspect.md defines the figures.
     """

@@ -57,7 +57,7 @@ def runs_(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, with numbers as numbers.")] = False,
 ) -> None:
-    """List the runs of a folder, with their state, their results, and the command that continues each.
+    """List the runs of a folder: state, results, how each continues.
 
     Several run directories are shown side by side, with the keys in which they differ.
     """

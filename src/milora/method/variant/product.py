@@ -36,37 +36,40 @@ def add_update(result: Tensor, x: Tensor, A: Tensor, B: Tensor, A0: Tensor, B0: 
         )
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else A.dtype
-    total: Tensor = _AddUpdate.apply(result, x.to(dtype), A, B, A0, B0, scaling)  # type: ignore[no-untyped-call]
-    return total
+    rows = x.to(dtype).flatten(0, -2)
+    # Shaped outside of the function: a view from inside could not be changed in place, as some models do.
+    total: Tensor = _AddUpdate.apply(  # type: ignore[no-untyped-call]
+        result.flatten(0, -2), rows, A, B, A0, B0, scaling
+    )
+    return total.view_as(result)
 
 
 class _AddUpdate(torch.autograd.Function):
     @staticmethod
     def forward(
-        context: Any, result: Tensor, x: Tensor, A: Tensor, B: Tensor, A0: Tensor, B0: Tensor, scaling: float
+        context: Any, result: Tensor, rows: Tensor, A: Tensor, B: Tensor, A0: Tensor, B0: Tensor, scaling: float
     ) -> Tensor:
         rank = len(A)
-        down, up = x.new_empty(2 * rank, A.shape[1]), x.new_empty(len(B), 2 * rank)
+        down, up = rows.new_empty(2 * rank, A.shape[1]), rows.new_empty(len(B), 2 * rank)
         down[:rank], up[:, rank:] = A, B0
         torch.sub(A, A0, out=down[rank:])
         torch.sub(B, B0, out=up[:, :rank])
-        rows = x.flatten(0, -2)
         hidden = rows @ down.T
         context.save_for_backward(rows, hidden[:, :rank], down, up)
-        context.scaling, context.shape, context.dtype = scaling, x.shape, A.dtype
-        if result.dtype != x.dtype:
-            return result + (hidden @ up.T).mul_(scaling).view_as(result)
-        return torch.addmm(result.flatten(0, -2), hidden, up.T, alpha=scaling).view_as(result)
+        context.scaling, context.dtype = scaling, A.dtype
+        if result.dtype != rows.dtype:
+            return result + (hidden @ up.T).mul_(scaling)
+        return torch.addmm(result, hidden, up.T, alpha=scaling)
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, hidden, down, up = context.saved_tensors
         rank, needs = hidden.shape[1], context.needs_input_grad
-        g = gradient.flatten(0, -2).to(rows.dtype)
+        g = gradient.to(rows.dtype)
         of_hidden = (g @ up).mul_(context.scaling)
-        of_x = (of_hidden @ down).view(context.shape) if needs[1] else None
+        of_rows = of_hidden @ down if needs[1] else None
         of_A = (of_hidden[:, :rank] + of_hidden[:, rank:]).T @ rows if needs[2] else None
         of_B = (g.T @ hidden).mul_(context.scaling) if needs[3] else None
         of_A, of_B = (each if each is None else each.to(context.dtype) for each in (of_A, of_B))
-        return gradient if needs[0] else None, of_x, of_A, of_B, None, None, None
+        return gradient if needs[0] else None, of_rows, of_A, of_B, None, None, None
