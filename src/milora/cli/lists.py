@@ -46,7 +46,7 @@ def launcher(name: Annotated[str, typer.Argument(metavar="NAME", help="ddp, fsdp
 
 @app.command()
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Print every key of a recipe, with defaults and overrides resolved."""
+    """Print every key of a recipe, resolved."""
     typer.echo(load_recipe(recipe, overrides or []).to_yaml(every_key=True), nl=False)
 
 
