@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM
+from transformers import AutoConfig, BertConfig, BertForMaskedLM
 
 from milora import MiloraError
 from milora.evaluation.target import resolve_target
@@ -107,7 +107,7 @@ def test_no_such_model(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["/nowhere", "./nowhere", "a/b/c"])
 def test_a_path_is_not_looked_up_on_the_hub(name, monkeypatch):
-    monkeypatch.setattr(base.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked transformers"))
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked transformers"))
     with pytest.raises(MiloraError, match="the folder does not exist"):
         base.load_skeleton(ModelSection(name=name))
 

@@ -9,6 +9,7 @@ import pytest
 from milora import MiloraError
 from milora.comparison.grid import plan_grid
 from milora.comparison.plan import load_comparison
+from milora.data.packaged import PACKAGED
 from milora.data.sets import NAMED_SETS
 from milora.method.options import DataSet
 from milora.run.recipe import load_recipe, with_overrides
@@ -172,7 +173,7 @@ def test_names_are_not_paths_and_mistyped_paths_are_not_names(tmp_path, monkeypa
 
 
 def test_every_named_set_goes_before_a_folder():
-    assert set(get_args(DataSet)) == {"arithmetic", "chat", *NAMED_SETS}
+    assert set(get_args(DataSet)) == {"arithmetic", "chat", *NAMED_SETS, *PACKAGED}
 
 
 def test_the_paths_of_a_comparison_are_those_of_its_folder(tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ from milora.method.variant.weights import trained_factors
 def watch_update(model: PeftModel, adapter_name: str = "default") -> dict[str, float]:
     """Return ‖ΔW‖ over all layers, and the mean effective rank of a layer's ΔW.
 
-    Nothing is returned for a sharded adapter, or one whose updates are not products of two factors.
+    Nothing is returned for a sharded adapter, for one whose updates are not products of two factors, or for one that
+    has diverged.
 
     With ΔW = up·down, the squared singular values of ΔW are the eigenvalues of
 
@@ -34,7 +35,10 @@ def watch_update(model: PeftModel, adapter_name: str = "default") -> dict[str, f
         by_rank[up.shape[-1], up.device].append(gram)
     if not by_rank:  # only whole modules are trained
         return {}
-    squares = [_squared_values(torch.cat(grams, dim=1)) for grams in by_rank.values()]
+    stacks = [torch.cat(grams, dim=1) for grams in by_rank.values()]
+    if not all(stack.isfinite().all() for stack in stacks):
+        return {}
+    squares = [_squared_values(stack) for stack in stacks]
     norm = sum(found.sum().item() for found in squares) ** 0.5
     ranks = torch.cat([effective_rank(found.sqrt()) for found in squares])
     return {"update_norm": norm, "update_effective_rank": ranks.nan_to_num().mean().item()}
