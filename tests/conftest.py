@@ -43,12 +43,21 @@ SLOW_FILES = {
     "test_architectures.py",
     "test_trl.py",
     "test_unsupported.py",
+    "test_pictures_trained.py",
 }
 
 
 # They take minutes, and a file is the work of one process: started last, one of them is waited for alone.
 LONGEST = (
-    *("test_compare.py", "test_killed.py", "test_distributed.py", "test_methods.py", "test_cli.py", "test_evaluate.py"),
+    *(
+        "test_compare.py",
+        "test_killed.py",
+        "test_distributed.py",
+        "test_methods.py",
+        "test_pictures_trained.py",
+        "test_cli.py",
+        "test_evaluate.py",
+    ),
     *("test_same_everywhere.py", "test_architectures.py", "test_experts.py", "test_trl.py", "test_interrupted.py"),
     *("test_readme.py", "test_wheel.py", "test_quantized.py", "test_killed_init.py", "test_harness.py", "test_chat.py"),
     *("test_decomposition.py", "test_fuzz.py", "test_sandbox.py", "test_unsupported.py", "test_packing.py"),
