@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image as PilImage
-from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, Gemma3ImageProcessorPil, Gemma3Processor
+from transformers import (
+    AutoTokenizer,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    PaliGemmaConfig,
+)
 
 from milora.data.conversation import Conversation, Image, Message, Text
 from milora.data.pictures import BadPictureError, check_pictures, measure_picture, open_picture
@@ -191,3 +197,9 @@ def test_gemma_is_told_which_tokens_see_each_other(tiny_llava):
     seen = tokenizer.image_token_id
     assert pictures.mark([[1, seen, seen, 2]]) == {"token_type_ids": [[0, 1, 1, 0]]}
     assert "token_type_ids" in inspect.signature(Gemma3ForConditionalGeneration.forward).parameters
+
+
+def test_a_model_that_reads_prompts_in_both_directions_is_refused(tmp_path):
+    PaliGemmaConfig().save_pretrained(tmp_path)
+    with pytest.raises(MiloraError, match="is a PaliGemma, whose prompts are read in both directions"):
+        load_processor(ModelSection(name=str(tmp_path)))

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from milora.method.errors import MiloraError
 from milora.models.failures import loading
 from milora.models.located import load_config, locate_checkpoint, resolve_model
 from milora.run.sections import ModelSection
@@ -40,9 +41,14 @@ def load_processor(section: ModelSection) -> ProcessorMixin:
     LLaVA are padded to a square, as LLaVA-1.5 was trained.
 
     Raises:
-        MiloraError: a file of it is missing or damaged.
+        MiloraError: a file of it is missing or damaged, or its model reads a prompt in both directions.
     """
     config = load_config(section)
+    if config.model_type == "paligemma":
+        raise MiloraError(
+            f"{section.name} is a PaliGemma, whose prompts are read in both directions, and milora trains causal ones",
+            "use a model such as LLaVA, Qwen-VL, Gemma 3, InternVL, or SmolVLM",
+        )
     name: str = resolve_model(section.name)
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     known = cast(Any, PROCESSOR_MAPPING).get(type(config), None)
