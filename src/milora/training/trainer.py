@@ -177,7 +177,8 @@ class RecipeTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a loss with the speed and the size of the update, for every tracker."""
         if "loss" in logs:
-            update = watch_update(self.model) if isinstance(self.model, PeftModel) else {}
+            at_checkpoint = self.state.global_step % int(self.args.save_steps) == 0
+            update = watch_update(self.model, with_ranks=at_checkpoint) if isinstance(self.model, PeftModel) else {}
             logs = {**logs, **self.speed.measure(), **update}
         super().log(logs, start_time)
 
