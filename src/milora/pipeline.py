@@ -26,9 +26,10 @@ from milora.models.vision import takes_pictures
 from milora.report.comparison_page import write_results
 from milora.report.outcome import format_outcome
 from milora.report.run_page import write_report
-from milora.run.directory import RunDirectory, create_run, locked
+from milora.run.directory import RunDirectory, create_run
 from milora.run.identity import Identity
 from milora.run.launch import fail_together, is_main_process
+from milora.run.lock import locked
 from milora.run.recipe import Recipe, load_recipe
 from milora.run.records import CellRecord, Spectra, TrainingRecord
 from milora.training.diagnosis import Diagnosis, diagnose_training

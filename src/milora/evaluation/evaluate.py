@@ -30,9 +30,10 @@ from milora.evaluation.scores import (
 from milora.evaluation.target import Target
 from milora.method.files import write_bytes
 from milora.models.base import context_length
-from milora.run.directory import ScoreFolder, locked
+from milora.run.directory import ScoreFolder
 from milora.run.environment import describe_environment
 from milora.run.launch import is_main_process, wait_for_all
+from milora.run.lock import locked
 from milora.run.sections import EvaluationSection
 
 

@@ -9,8 +9,8 @@ from milora.models.base import load_skeleton
 from milora.models.located import locate_checkpoint
 from milora.models.methods import make_config, put_adapter
 from milora.models.targets import check_targets
-from milora.run.directory import locked
 from milora.run.launch import count_processes
+from milora.run.lock import locked
 from milora.run.sections import AdapterSection, ModelSection
 
 

@@ -23,8 +23,6 @@ runs/<name>-<digest>/
   worker.log, cell.json in a comparison: what the process said, and that all is done
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +35,7 @@ from milora.method.files import write_json, write_text
 from milora.method.options import Export
 from milora.run.environment import Environment, describe_environment
 from milora.run.identity import FORMAT, Identity
-from milora.run.launch import fail_together, is_main_process
+from milora.run.launch import is_main_process
 from milora.run.recipe import Recipe, load_recipe
 from milora.run.records import CheckpointMark, Divergence, Start
 
@@ -229,29 +227,6 @@ def locate_export(folder: Path, form: Export, checkpoint: str = "") -> Path:
 def step_of(checkpoint: Path) -> int:
     """Return the optimizer step at which a trainer's checkpoint was written."""
     return int(checkpoint.name.removeprefix(CHECKPOINT))
-
-
-@contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a folder for this process; the kernel releases it when the process ends, however it ends.
-
-    Of the processes of one launch, the main one holds it for all; the others continue once it does.
-
-    Raises:
-        MiloraError: another process holds it, and this one does not `wait`.
-    """
-    import fcntl  # not on Windows, where the command line says at once that it does not run
-
-    with ExitStack() as stack:
-        with fail_together():
-            if is_main_process():
-                folder.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((folder / ".lock").open("w"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                except BlockingIOError as error:
-                    raise MiloraError(f"another process works on {folder}", "wait for it, or stop it") from error
-        yield
 
 
 def locate_run(recipe: Recipe, identity: Identity, root: Path) -> RunDirectory:

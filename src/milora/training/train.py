@@ -12,9 +12,10 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from milora.models.methods import RankAllocation
-from milora.run.directory import ALIGNMENT, RunDirectory, create_run, locate_run, locked
+from milora.run.directory import ALIGNMENT, RunDirectory, create_run, locate_run
 from milora.run.interruption import Interrupted, on_signal
 from milora.run.launch import fail_together, is_main_process, wait_for_all
+from milora.run.lock import locked
 from milora.training.announcement import announce
 from milora.training.arguments import make_arguments, micro_batch_size
 from milora.training.checkpoints import CompletionMark, StopAtSignal, can_resume
