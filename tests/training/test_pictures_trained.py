@@ -34,7 +34,7 @@ from milora.run.sections import AdapterSection, ModelSection
 from milora.training import train as training
 from milora.training.loss import loss_of_trained_tokens
 from milora.training.pixels import ModalitySampler, PictureCollator, forward_epochs, take_group
-from milora.training.prepare import check_pictures_of, locate, prepare
+from milora.training.prepare import check_pictures_of, locate, prepare, prepare_inputs
 from milora.training.rows import prepare_rows
 from milora.training.train import train
 from tests.conftest import drift
@@ -109,7 +109,7 @@ def test_start_training_reload_export_and_merge_are_one_model(model, rows, tmp_p
     recipe = make_recipe(model, rows, tmp_path)
     section, base = recipe.model, load_model(recipe.model)
     expected = ask(base, model, rows)
-    prepared = prepare(create_run(locate(recipe, tmp_path / "started")))
+    prepared = prepare(create_run(locate(recipe, tmp_path / "started")), prepare_inputs(recipe))
     assert drift(ask(prepared.model, model, rows), expected) <= 1e-6
     run = train_here(recipe, tmp_path / "runs")
     record = run.read(TrainingRecord)
@@ -147,7 +147,7 @@ def test_a_start_from_disk_is_the_base(model, rows, tmp_path):
 
 def test_the_loss_of_a_step_is_that_of_the_model_row_by_row(model, rows, tmp_path):
     recipe = make_recipe(model, rows, tmp_path)
-    prepared = prepare(create_run(locate(recipe, tmp_path)))
+    prepared = prepare(create_run(locate(recipe, tmp_path)), prepare_inputs(recipe))
     chosen = [row for row in prepared.rows.train if row["pictures"]][:3]
     text = next(row for row in prepared.rows.train if not row["pictures"])
     collate = prepared.collator
@@ -163,8 +163,8 @@ def test_the_loss_of_a_step_is_that_of_the_model_row_by_row(model, rows, tmp_pat
 
 def test_a_batch_is_decoded_group_by_group(tiny_qwen_vl, rows, tmp_path):
     recipe = make_recipe(tiny_qwen_vl, rows, tmp_path)
-    collator = prepare(create_run(locate(recipe, tmp_path))).collator
-    table = prepare(create_run(locate(recipe, tmp_path))).rows.train
+    prepared = prepare(create_run(locate(recipe, tmp_path)), prepare_inputs(recipe))
+    collator, table = prepared.collator, prepared.rows.train
     batch = collator([table[index] for index in range(4)])
     assert len(batch["pictures"]) == 2
     with pytest.raises(ValueError, match="unpack"):
@@ -315,16 +315,9 @@ def test_prepared_rows_are_those_of_the_processor(tiny_qwen_vl, rows, tmp_path):
 
 def test_a_row_is_never_cut_inside_a_picture(tiny_llava, rows, tmp_path):
     recipe = make_recipe(tiny_llava, rows, tmp_path, "training.max_length=20", "data.validation_rows=0")
-    prepared = prepare(
-        create_run(
-            locate(
-                recipe.model_copy(
-                    update={"training": recipe.training.model_copy(update={"projector_learning_rate": None})}
-                ),
-                tmp_path,
-            )
-        )
-    )
+    training = recipe.training.model_copy(update={"projector_learning_rate": None})
+    recipe = recipe.model_copy(update={"training": training})
+    prepared = prepare(create_run(locate(recipe, tmp_path)), prepare_inputs(recipe))
     assert not prepared.rows.has_pictures and len(prepared.rows.train) == 5
     assert prepared.rows.report.dropped == 12
 

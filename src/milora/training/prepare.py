@@ -40,6 +40,7 @@ from milora.training.pixels import PictureCollator
 from milora.training.rows import Rows, check_embedded, find_pictures, prepare_rows
 
 Trained: TypeAlias = PreTrainedModel | PeftModel
+Inputs: TypeAlias = tuple[PreTrainedTokenizerBase, Pictures | None, Rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +82,17 @@ def identify_stages(recipe: Recipe) -> Identity:
     return identify(recipe, list_files(recipe.data), identify_stages(first) if first else None)
 
 
-def prepare(run: RunDirectory, cache: Path | None = None, aligned: Path | None = None) -> Preparation:
-    """Load rows and model, and start or resume the adapter. Seeds are set before the adapter is made.
+def prepare(run: RunDirectory, inputs: Inputs, cache: Path | None = None, aligned: Path | None = None) -> Preparation:
+    """Load the model, and start or resume the adapter. Seeds are set before the adapter is made.
 
-    `cache` is a folder of factors and of prepared rows; see `decompose_layers` and `prepare_rows`. `aligned` is the
+    `inputs` is what `prepare_inputs` returned; `cache` is a folder of factors, see `decompose_layers`; `aligned` is the
     adapter of the first stage.
 
     Raises:
         MiloraError: something that the recipe names does not exist, or the recipe or the launch does not fit.
     """
     recipe = run.recipe
-    tokenizer, pictures, rows = prepare_inputs(recipe, cache)
+    tokenizer, pictures, rows = inputs
     micro_batch = micro_batch_size(recipe)
     is_full = recipe.adapter.method == "full"
     with fail_together():
@@ -116,7 +117,7 @@ def prepare(run: RunDirectory, cache: Path | None = None, aligned: Path | None =
     return Preparation(model, trainable, total, tokenizer, rows, layout, checkpoint, collator, projector)
 
 
-def prepare_inputs(recipe: Recipe, cache: Path | None) -> tuple[PreTrainedTokenizerBase, Pictures | None, Rows]:
+def prepare_inputs(recipe: Recipe, cache: Path | None = None) -> Inputs:
     """Return what is known before the model is loaded: its tokenizer, what pictures become, and the rows.
 
     Raises:

@@ -12,7 +12,7 @@ from milora.run.recipe import Recipe
 from milora.run.records import Start
 from milora.training.arguments import count_steps
 from milora.training.checkpoints import StopAtSignal
-from milora.training.prepare import locate, prepare
+from milora.training.prepare import locate, prepare, prepare_inputs
 from milora.training.speed import peak_memory
 from milora.training.train import make_trainer
 
@@ -51,7 +51,7 @@ def probe(recipe: Recipe) -> Probe:
         training = recipe.training.model_copy(update={"report_to": "none", "save_steps": 10**9, "keep": "last"})
         own = recipe.model_copy(update={"training": training.model_copy(update={"early_stopping_patience": None})})
         run = locate(own, Path(folder))
-        prepared = prepare(run)
+        prepared = prepare(run, prepare_inputs(own))
         trainer, clock = make_trainer(run, prepared, StopAtSignal()), _Clock()
         trainer.add_callback(clock)
         trainer.train()

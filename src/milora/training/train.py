@@ -53,7 +53,8 @@ def train(run: RunDirectory, cache: Path | None = None) -> None:
 
 
 def _train(run: RunDirectory, cache: Path | None) -> None:
-    prepared = prepare(run, cache, _align(run, cache))
+    inputs = prepare_inputs(run.recipe, cache)  # before a first stage is paid for
+    prepared = prepare(run, inputs, cache, _align(run, cache))
     if is_main_process():
         print(announce(run.recipe, prepared), file=sys.stderr)
     stop = StopAtSignal()
@@ -92,10 +93,6 @@ def _align(run: RunDirectory, cache: Path | None) -> Path | None:
     with locked(first.path, wait=True):
         if is_main_process():
             print("first stage: the projector alone", file=sys.stderr)
-        if not first.is_trained:
-            prepare_inputs(
-                run.recipe, cache
-            )  # what is wrong with the second stage is said before the first is paid for
         train(create_run(first), cache)
     return first.adapter
 
