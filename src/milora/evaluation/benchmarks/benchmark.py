@@ -9,6 +9,7 @@ from milora.data.rows import load_rows
 from milora.data.templates import TextTemplate
 from milora.evaluation.generation.request import Decoding
 from milora.evaluation.graders.grade import Grade, grade_within
+from milora.evaluation.graders.written import ANSWERED, grade_written
 from milora.evaluation.judges.judge import Judge
 from milora.evaluation.scores import Metric, Sample, Unit, measure_grades
 
@@ -68,6 +69,17 @@ class Benchmark:
     def without_seeing(self) -> Self:
         """Return the benchmark that shows a gray picture of the same size in the place of each."""
         return replace(self, name=self.name + BLIND, blind=True, upload=None)
+
+    def at_server(self, upload: Upload) -> Self:
+        """Return the benchmark of the test split, whose answers a server has: here, whether a question is answered."""
+        return replace(
+            self,
+            name=f"{self.name}_test",
+            grade=grade_written,
+            summarize=average_grades,
+            primary=ANSWERED,
+            upload=upload,
+        )
 
     def load(self, data_dir: str | None, limit: int | None = None) -> list[Conversation]:
         """Return the rows, once it is known that they can be graded."""

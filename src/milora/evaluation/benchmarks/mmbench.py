@@ -13,7 +13,6 @@ from milora.evaluation.benchmarks.benchmark import Benchmark
 from milora.evaluation.benchmarks.scienceqa import NEW_TOKENS
 from milora.evaluation.graders.grade import Grade
 from milora.evaluation.graders.letters import read_mmbench
-from milora.evaluation.graders.written import ANSWERED, grade_written
 from milora.evaluation.scores import Sample
 from milora.evaluation.spreadsheet import write_spreadsheet
 
@@ -66,14 +65,4 @@ MMBENCH = Benchmark(
     upload=upload,
     upload_ending=".xlsx",
 )
-MMBENCH_TEST = Benchmark(
-    name="mmbench_test",
-    version=1,
-    prompt=None,
-    has_pictures=True,
-    grade=grade_written,
-    max_new_tokens=NEW_TOKENS,
-    primary=ANSWERED,
-    upload=upload,
-    upload_ending=".xlsx",
-)
+MMBENCH_TEST = MMBENCH.at_server(upload)

@@ -10,7 +10,6 @@ from milora.data.conversation import Conversation
 from milora.evaluation.benchmarks.benchmark import Benchmark
 from milora.evaluation.benchmarks.vqav2 import NEW_TOKENS, summarize_types
 from milora.evaluation.graders.vqa import ACCURACY, grade_answers, normalize_m4c, score_vqa
-from milora.evaluation.graders.written import ANSWERED, grade_written
 from milora.evaluation.scores import Sample
 
 
@@ -31,13 +30,4 @@ VIZWIZ = Benchmark(
     summarize=summarize_types,
     primary=ACCURACY,
 )
-VIZWIZ_TEST = Benchmark(
-    name="vizwiz_test",
-    version=1,
-    prompt=None,
-    has_pictures=True,
-    grade=grade_written,
-    max_new_tokens=NEW_TOKENS,
-    primary=ANSWERED,
-    upload=upload,
-)
+VIZWIZ_TEST = VIZWIZ.at_server(upload)

@@ -10,7 +10,6 @@ from milora.data.files import read_rows
 from milora.data.picture_sets import find_picture_files
 from milora.evaluation.benchmarks.benchmark import Benchmark
 from milora.evaluation.graders.vqa import ACCURACY, grade_answers, normalize_m4c, score_vqa
-from milora.evaluation.graders.written import ANSWERED, grade_written
 from milora.evaluation.scores import Metric, Sample, measure, measure_grades
 
 NEW_TOKENS = 128
@@ -44,13 +43,4 @@ VQAV2 = Benchmark(
     summarize=summarize_types,
     primary=ACCURACY,
 )
-VQAV2_TEST = Benchmark(
-    name="vqav2_test",
-    version=1,
-    prompt=None,
-    has_pictures=True,
-    grade=grade_written,
-    max_new_tokens=NEW_TOKENS,
-    primary=ANSWERED,
-    upload=upload,
-)
+VQAV2_TEST = VQAV2.at_server(upload)
