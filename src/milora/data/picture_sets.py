@@ -23,7 +23,7 @@ from milora.data.picture_rows import (
     read_vqav2_test,
 )
 from milora.data.pictures import check_pictures
-from milora.data.published import Published, candidates
+from milora.data.published import Published, look_for
 from milora.method.errors import MiloraError
 
 EVAL_ZIP = "eval.zip of LLaVA's docs/Evaluation.md"
@@ -51,7 +51,7 @@ def read_picture_set(name: str, data_dir: str | None) -> list[Conversation]:
     """Return the questions of a set, with the paths of their pictures.
 
     Raises:
-        MiloraError: there is no data_dir, one of the files is not there, or its rows have another form.
+        MiloraError: there is no data_dir, one of the files is not there, or its rows have a different form.
     """
     pictures = PICTURE_SETS[name]
     files = find_picture_files(name, data_dir)
@@ -86,8 +86,7 @@ def find_picture_files(name: str, data_dir: str | None) -> list[Path]:
 
 
 def _find(published: Published, data_dir: str) -> Path:
-    paths = (path for name in published.files for path in candidates(name, data_dir))
-    found = next((path for path in paths if path.is_file()), None)
+    found = look_for(published, data_dir)
     if found is None:
         raise MiloraError(
             f"{Path(data_dir) / published.files[0]} does not exist",

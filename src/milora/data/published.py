@@ -28,14 +28,19 @@ def candidates(file: str, data_dir: str) -> list[Path]:
     return [Path(data_dir) / file, Path(data_dir) / Path(file).name]
 
 
+def look_for(published: Published, data_dir: str) -> Path | None:
+    """Return the file under `data_dir`, None if it is absent."""
+    paths = (path for name in published.files for path in candidates(name, data_dir))
+    return next((path for path in paths if path.is_file()), None)
+
+
 def find_published(published: Published, data_dir: str) -> Path | None:
     """Return the file under `data_dir`; None if it is optional and absent.
 
     Raises:
         MiloraError: it is absent, and not optional.
     """
-    paths = (path for name in published.files for path in candidates(name, data_dir))
-    found = next((path for path in paths if path.is_file()), None)
+    found = look_for(published, data_dir)
     if found is None and not published.optional:
         raise MiloraError(
             f"{Path(data_dir) / published.files[0]} does not exist",

@@ -17,6 +17,7 @@ from milora.data.picture_sets import PICTURE_SETS, read_picture_set
 from milora.data.pictures import check_pictures
 from milora.data.placing import locate_pictures
 from milora.data.problems import BadRowError, describe
+from milora.data.published import candidates
 from milora.data.sets import NAMED_SETS, Split
 from milora.method.errors import MiloraError
 from milora.method.options import OnBadRow
@@ -260,11 +261,11 @@ def find_file(name: str, split: Split, data_dir: str) -> Path:
 
 
 def _find(file: str, data_dir: str) -> Path:
-    candidates = [Path(data_dir) / file, Path(data_dir) / Path(file).name]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise MiloraError(f"{candidates[0]} does not exist, nor {candidates[1]}", "point data_dir at the folder above it")
+    paths = candidates(file, data_dir)
+    for path in paths:
+        if path.is_file():
+            return path
+    raise MiloraError(f"{paths[0]} does not exist, nor {paths[1]}", "point data_dir at the folder above it")
 
 
 def _load(path: str, name: str | None = None, split: str = "train", **arguments: Any) -> datasets.Dataset:

@@ -12,7 +12,7 @@ from milora.evaluation.generation.context import fit
 from milora.evaluation.generation.local import LocalBackend
 from milora.evaluation.generation.request import Decoding, Request
 from milora.evaluation.generation.wide import widen
-from milora.evaluation.posing import pictures_of
+from milora.evaluation.posing import make_requests, pictures_of
 from milora.evaluation.scores import Sample, write_samples
 from milora.evaluation.target import Target, target_of_run
 from milora.models.base import context_length
@@ -42,10 +42,7 @@ def answer_held_out(run: RunDirectory) -> None:
         return
     longest = max(len(tokenizer(row.answer)["input_ids"]) for row in rows)
     decoding = Decoding(min(NEW_TOKENS, 2 * longest + 8), template.stops)
-    requests = [
-        Request(template.render(row.prompt), tuple(template.encode_prompt(tokenizer, row.prompt)), decoding, row.images)
-        for row in rows
-    ]
+    requests = make_requests(rows, template, tokenizer, decoding)
     requests = fit(requests, context_length(run.recipe.model, tokenizer), follows=True).requests
     for target in waiting:
         backend = LocalBackend(widen(target.load()), tokenizer, run.recipe.evaluation.batch_size, pictures)

@@ -18,7 +18,7 @@ from milora.evaluation.conditions import served_by, template_of
 from milora.evaluation.generation.completions import Completed, complete_all
 from milora.evaluation.generation.context import Fitted, fit
 from milora.evaluation.generation.local import LocalBackend
-from milora.evaluation.generation.request import Backend, Request
+from milora.evaluation.generation.request import Backend, Decoding, Request
 from milora.evaluation.target import Target
 from milora.method.errors import MiloraError
 from milora.method.options import TemplateName
@@ -155,6 +155,18 @@ def answer(
     return Answered([*posed.rows, *rows], completed, posed.fitted.unfit + fitted.unfit)
 
 
+def make_requests(
+    rows: Sequence[Conversation], template: Template, tokenizer: PreTrainedTokenizerBase, decoding: Decoding
+) -> list[Request]:
+    """Return what is asked of a model about each row."""
+    known: dict[int, int] = {}  # one object for each token: a picture may be a thousand, of a hundred thousand rows
+
+    def encode(row: Conversation) -> tuple[int, ...]:
+        return tuple(known.setdefault(token, token) for token in template.encode_prompt(tokenizer, row.prompt))
+
+    return [Request(template.render(row.prompt), encode(row), decoding, row.images) for row in rows]
+
+
 def _fit(
     benchmark: Benchmark,
     rows: Sequence[Conversation],
@@ -167,12 +179,7 @@ def _fit(
 ) -> Fitted:
     decoding = benchmark.decoding(section.max_new_tokens)
     decoding = replace(decoding, stops=(*decoding.stops, *template.stops))
-    known: dict[int, int] = {}  # one object for each token: a picture may be a thousand, of a hundred thousand rows
-
-    def encode(row: Conversation) -> tuple[int, ...]:
-        return tuple(known.setdefault(token, token) for token in template.encode_prompt(tokenizer, row.prompt))
-
-    requests = [Request(template.render(row.prompt), encode(row), decoding, row.images) for row in rows]
+    requests = make_requests(rows, template, tokenizer, decoding)
     served = served_by(target, benchmark.name, section)
     context = served.context if served else context_length(target.model, tokenizer)
     fitted = fit(requests, context, follows=follows)
