@@ -95,7 +95,7 @@ def make_trainer(contender: str, model: Any, rows: Dataset, tokenizer: Any, fold
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        # Where there is no accelerator, the script can still be tried, on the tiny model.
+        # Without an accelerator, the tiny model can still be run, to try the script.
         use_cpu=not torch.accelerator.is_available(),
         include_num_input_tokens_seen="non_padding" if ours else "no",
     )

@@ -46,7 +46,7 @@ class Entry(Section):
         if bool(self.ours) != bool(self.ours_from):
             raise ValueError("ours and ours_from: a figure of ours says what it was measured on")
         if self.ours and self.status == "smoke":
-            raise ValueError("ours: a run at smoke scale has no figure that may stand beside the paper's")
+            raise ValueError("ours: figures at smoke scale are not shown beside the paper's")
         if (self.status in ("full", "described")) == bool(self.lacks):
             raise ValueError(f"status={self.status} does not fit lacks={self.lacks!r}")
         return self

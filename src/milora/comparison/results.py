@@ -235,7 +235,7 @@ def _items_of(arm: Arm, task: str, finished: Sequence[_Finished]) -> dict[int, G
 def read_items(folders: Sequence[ScoreFolder]) -> Graded:
     """Return the headline's score of every item of a task, or of a group's tasks, weighted so that their mean is its.
 
-    There are no items if the headline of one of them is not a mean of grades, such as POPE's F1.
+    The result is empty if the headline of a task is not a mean of grades, such as POPE's F1.
     """
     questions, parts = [], []
     for folder in folders:
