@@ -90,7 +90,13 @@ def _run_forked(
 
 
 def _enter_and_leave(*arguments: Any) -> None:
-    """Leave at once: an orderly exit would wait for the threads of the comparison, which are not in this process."""
+    """Leave at once: an orderly exit would wait for the threads of the comparison, which are not in this process.
+
+    A process that `subprocess` starts does not inherit files, and with them the locks of a comparison that is killed.
+    """
+    for file in Path("/proc/self/fd").iterdir():
+        if file.is_symlink() and file.readlink().name == ".lock":
+            os.close(int(file.name))
     try:
         _enter(*arguments)
     except SystemExit as stopped:

@@ -33,6 +33,8 @@ REFUSED = [
         "training.learning_rat is not a key: did you mean learning_rate",
     ),
     ("quickstart", ["optimizer=adam"], "optimizer is not a key"),
+    ("vision-smoke", ["alignment.training.epoch=2"], "alignment.training.epoch is not a key: did you mean epochs"),
+    ("vision-smoke", ["alignment.date=a"], "alignment.date is not a key: did you mean data"),
     ("quickstart", ["training.early_stopping_patience=2"], "early_stopping_patience .*set training.keep=best"),
     ("quickstart", ["data.prompt=plain"], "data.prompt is now called data.template"),
     (

@@ -137,8 +137,10 @@ def _suggest(parts: Sequence[str], schema: Any) -> str:
     if "." in last:
         return f"is not a key: in a file, write {last.replace('.', ': {')}: …{'}' * last.count('.')}"
     for part in sections:
-        # A number is a place in a list of sections.
-        schema = get_args(schema)[0] if part.isdigit() else schema.model_fields[part].annotation
+        if not part.isdigit():  # a place in a list
+            annotation = schema.model_fields[part].annotation
+            # Of `list[Section]` and `Section | None`, the section.
+            schema = next(iter(get_args(annotation)), annotation)
     near = difflib.get_close_matches(last, schema.model_fields, n=1)
     suggestion = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(schema.model_fields)}"
     return f"is not a key: {suggestion}"
