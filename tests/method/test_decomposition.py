@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from milora.method import decomposition
-from milora.method.decomposition import Factors, decompose_weight
+from milora.method.decomposition import Factors, decompose_stack, decompose_weight
 from milora.method.errors import MiloraError
 from milora.method.solver import certificate, lanczos
 from tests.conftest import drift
@@ -377,6 +377,40 @@ def test_a_gpu_finds_the_band_of_the_cpu(out, into, components):
     assert (here.B @ here.A - (there.B @ there.A).cpu()).norm() <= 1e-3 * here.singular_values.norm()
 
 
+# Several at once
+
+
+@pytest.mark.parametrize(("out", "into"), [(160, 96), (96, 160), (96, 96), (640, 448)])
+@pytest.mark.parametrize("components", ["minor", "principal", "middle", "random", 0.3])
+@pytest.mark.parametrize("weighting", ["singular", "orthonormal"])
+def test_a_stack_has_the_factors_of_its_matrices(out, into, components, weighting):
+    weights = [bulk(out, into, seed=seed) for seed in range(3)]
+    options = {"components": components, "weighting": weighting, "scaling": 2.0, "seed": 1}
+    for weight, found in zip(weights, decompose_stack(weights, 8, **options), strict=True):
+        alone = decompose_weight(weight.double(), 8, solver="exact", **options)
+        assert found.certificate.method == "gram" and not found.certificate.fell_back
+        torch.testing.assert_close(found.singular_values.double(), alone.singular_values, rtol=1e-5, atol=1e-7)
+        product, exact = found.B.double() @ found.A.double(), alone.B @ alone.A
+        assert (product - exact).norm() <= 1e-4 * exact.norm()
+        assert found.A.dtype == torch.float32
+
+
+def test_a_matrix_that_the_stack_cannot_solve_is_solved_alone():
+    """A Gram matrix in float64 has no accurate vectors of values below 1e-8 of the largest one."""
+    steep = with_spectrum(160, 96, torch.logspace(0, -14, 96)).float()
+    sound = bulk(160, 96)
+    found = decompose_stack([sound, steep, sound], 8, components="minor")
+    assert [one.certificate.fell_back for one in found] == [False, False, False]
+    assert_sound(steep, 8, found[1])
+    assert torch.equal(found[0].A, found[2].A)
+
+
+@pytest.mark.parametrize("bad", [torch.full((160, 96), torch.nan), torch.zeros(3)])
+def test_a_stack_with_a_bad_matrix_is_refused(bad):
+    with pytest.raises(MiloraError, match="NaN|matrix"):
+        decompose_stack([bulk(160, 96), bad], 8)
+
+
 # The certificate
 
 
@@ -447,10 +481,12 @@ def test_a_missed_component_is_repaired_without_falling_back(monkeypatch):
 
 @pytest.mark.parametrize("spoil", ["U", "V", "S", "nan", "rotated"])
 def test_a_wrong_band_of_any_solver_is_rejected(monkeypatch, spoil):
-    genuine = decomposition.gram_band
+    genuine = decomposition.gram_bands
 
-    def gram_band(W, chosen):
-        band = genuine(W, chosen)
+    def gram_bands(W, chosen):
+        return [spoiled(band, chosen) for band in genuine(W, chosen)]
+
+    def spoiled(band, chosen):
         match spoil:
             case "U":
                 return dataclasses.replace(band, U=band.U.roll(1, 1))
@@ -464,7 +500,7 @@ def test_a_wrong_band_of_any_solver_is_rejected(monkeypatch, spoil):
                 turn = orthonormal(len(chosen), len(chosen), 5)
                 return dataclasses.replace(band, U=band.U @ turn, V=band.V @ turn)
 
-    monkeypatch.setattr(decomposition, "gram_band", gram_band)
+    monkeypatch.setattr(decomposition, "gram_bands", gram_bands)
     certificate_ = decompose_weight(bulk(120, 100), 24, solver="gram").certificate
     assert certificate_.method == "exact"
     assert certificate_.fallback.startswith("gram: ")

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 import milora
 from milora.evaluation.generation.wide import widen
+from milora.method import factors
 from milora.method.analysis.change import measure_change
 from milora.method.disk.start import initialize_checkpoint
 from milora.method.export import replace_by_lora
@@ -83,6 +84,17 @@ def matrices(layer: ParamWrapper) -> Tensor:
     return weight.mT if weight.shape[1:] != (layer.out_features, layer.in_features) else weight
 
 
+def products(model) -> dict[str, Tensor]:
+    """s·B A of each expert, (experts, out, in), in float64."""
+    found = {}
+    for path, layer in wrappers(model).items():
+        r, experts = layer.r["default"], layer.num_experts
+        A = layer.lora_A["default"].weight.double().reshape(experts, r, -1)
+        B = layer.lora_B["default"].weight.double().reshape(-1, r, experts)
+        found[path] = layer.scaling["default"] * torch.einsum("ore,eri->eoi", B, A)
+    return found
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_expert_starts_from_its_own_minor_components(name):
     """s·B₀A₀ of each expert is what a dense SVD in float64 gives, and so are the report's singular values."""
@@ -91,17 +103,32 @@ def test_each_expert_starts_from_its_own_minor_components(name):
     layers = wrappers(model)
     assert sum(layer.num_experts > 1 for layer in layers.values()) in (2, 4)  # DeepSeek's first layer is dense
     for path, layer in layers.items():
-        r, scaling, experts = layer.r["default"], layer.scaling["default"], layer.num_experts
-        A = layer.lora_A["default"].weight.double().reshape(experts, r, -1)
-        B = layer.lora_B["default"].weight.double().reshape(-1, r, experts)
+        r, experts, product = layer.r["default"], layer.num_experts, products(model)[path]
         label = f"{path.replace('.base_layer', '')}.{layer.parameter_name}"
         for expert, W in enumerate(matrices(layer)):
             U, S, Vh = torch.linalg.svd(W, full_matrices=False)
             minor = (U[:, -r:] * S[-r:]) @ Vh[-r:]
-            assert drift(scaling * B[:, :, expert] @ A[expert], minor) < 1e-4
+            assert drift(product[expert], minor) < 1e-4
             found = report.layers[f"{label}[{expert}]" if experts > 1 else label]
             assert torch.allclose(torch.tensor(found.band).double(), S[[-r, -1]], rtol=1e-4, atol=1e-7)
             assert found.rank == r
+
+
+def test_experts_that_are_decomposed_together(monkeypatch, tmp_path):
+    """As on a GPU, three at a time, and with some of them in the cache."""
+    name = FAMILIES[0]
+    one_by_one, together, resumed = (add_lora(name, ARCHITECTURES[name].build()) for _ in range(3))
+    milora.initialize_lora_milora_weights(one_by_one)
+    monkeypatch.setattr(factors, "count_together", lambda *_: 3)
+    report = milora.initialize_lora_milora_weights(together, cache=tmp_path)
+    for entry in sorted(tmp_path.iterdir())[::2]:
+        entry.unlink()
+    milora.initialize_lora_milora_weights(resumed, cache=tmp_path)
+    assert {layer.certificate.method for layer in report.layers.values()} >= {"gram"}
+    expected, found, again = (products(model) for model in (one_by_one, together, resumed))
+    for path, product in expected.items():
+        assert drift(found[path], product) < 1e-4, path
+        assert torch.equal(found[path], again[path]), path
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from milora.method.cache import FactorCache
-from milora.method.decomposition import Factors, decompose_weight
+from milora.method.decomposition import Factors, count_together, decompose_stack, decompose_weight
 from milora.method.errors import MiloraError
 from milora.method.files import view_bytes
 from milora.method.options import Components, Weighting
@@ -68,39 +68,60 @@ def decompose_layers(
     """
     store = FactorCache(Path(cache)) if cache else None
 
-    def decompose(matrix: tuple[str, int]) -> Factors:
-        name, index = matrix
+    def decompose(part: tuple[str, range]) -> Stack:
+        name, indices = part
         layer = layers[name]
-        rank, scaling = layer.r[adapter_name], layer.scaling[adapter_name]
+        options = {"rank": layer.r[adapter_name], "scaling": layer.scaling[adapter_name], **asdict(choice)}
         with _named(name):
-            weight = read(name, index)
-            if not weight.any():
-                raise MiloraError(
-                    "the weight is zero everywhere: its factors would be zero, too, and would never train",
-                    "take the layer out of target_modules, or name it in exclude_modules",
-                )
-            path = store.path(weight, {"rank": rank, "scaling": scaling, **asdict(choice)}) if store else None
-            found = store.read(path) if store and path else None
-            factors = found or decompose_weight(weight, rank, scaling=scaling, **asdict(choice))
-            if store and path and not found:
-                store.write(path, factors)
-        return factors
+            return _decompose([read(name, index) for index in indices], options, store)
 
     work = {name: cost_of(layer) for name, layer in layers.items()}
+    parts = {name: list(_divide(layer, layer.r[adapter_name], choice)) for name, layer in layers.items()}
     # Counted in operations, not in matrices: the remaining time is then correct for different shapes.
     # disable=None turns the bar off without a terminal.
     bar = tqdm(total=sum(work.values()), desc="decomposing", disable=None, bar_format=BAR)
     with bar, _workers(jobs) as pool:
-        results = pool.map(
-            decompose, ((name, i) for name, layer in layers.items() for i in range(count_matrices(layer)))
-        )
+        results = pool.map(decompose, ((name, indices) for name, ranges in parts.items() for indices in ranges))
         for name, layer in layers.items():
-            stack = []
-            for factors in islice(results, count_matrices(layer)):
-                stack.append(factors)
+            stack: Stack = []
+            for found in islice(results, len(parts[name])):
+                stack += found
                 bar.set_postfix_str(name.removeprefix("base_model.model."), refresh=False)
-                bar.update(work[name] // count_matrices(layer))
+                bar.update(work[name] // count_matrices(layer) * len(found))
             yield name, stack
+
+
+def _divide(layer: LoraLayer, rank: int, choice: Choice) -> Iterator[range]:
+    """Yield the indices of the matrices that are decomposed in one call."""
+    count = count_matrices(layer)
+    together = count_together(weight_shape(layer), base_weight(layer), rank, choice.components)
+    for first in range(0, count, together):
+        yield range(first, min(first + together, count))
+
+
+def _decompose(weights: list[Tensor], options: dict[str, Any], store: FactorCache | None) -> Stack:
+    """Return the factors of matrices of one shape, those in the cache from there."""
+    if not all(weight.any() for weight in weights):
+        raise MiloraError(
+            "the weight is zero everywhere: its factors would be zero, too, and would never train",
+            "take the layer out of target_modules, or name it in exclude_modules",
+        )
+    known: list[Factors | None] = [None] * len(weights)
+    if store:
+        paths = [store.path(weight, options) for weight in weights]
+        known = [store.read(path) for path in paths]
+    missing = [weight for weight, found in zip(weights, known, strict=True) if not found]
+    if len(weights) == 1:
+        made = [decompose_weight(weight, **options) for weight in missing]
+    else:
+        made = decompose_stack(missing, **options) if missing else []
+    following = iter(made)
+    stack = [found or next(following) for found in known]
+    if store:
+        for path, found, factors in zip(paths, known, stack, strict=True):
+            if not found:
+                store.write(path, factors)
+    return stack
 
 
 def flatten_stack(stack: Stack) -> tuple[Tensor, Tensor]:

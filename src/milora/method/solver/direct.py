@@ -14,16 +14,19 @@ def exact_band(W: Tensor, selected: Tensor) -> Band:
     return Band(U[:, part], S[part], Vh[part].T, S[0].item(), _beyond(S, part))
 
 
-def gram_band(W: Tensor, selected: Tensor) -> Band:
-    """Return the same band of a tall float64 `W` from the eigenvectors V of WᵀW, with U S = W V for the band alone.
+def gram_bands(W: Tensor, selected: Tensor) -> list[Band]:
+    """Return the same band of each matrix of a tall float64 `W` (E, m, n), from the eigenvectors V of WᵀW.
 
-    The Gram matrix squares the condition number, so that values below about 1e-7 σ_max are inaccurate; those are
-    computed again from W.
+    U S = W V follows for the band alone. The Gram matrix squares the condition number, so that values below about
+    1e-7 σ_max are inaccurate; those are computed again from W.
     """
-    values, vectors = torch.linalg.eigh(gram_lower(W))
-    spectrum = values.flip(0).clamp(min=0).sqrt()
+    values, vectors = torch.linalg.eigh(torch.stack([gram_lower(one) for one in W]))
+    spectra = values.flip(1).clamp(min=0).sqrt()
     part = _as_slice(selected)
-    V = vectors.flip(1)[:, part]
+    return [_gram_band(*one, part) for one in zip(W, spectra, vectors.flip(2)[:, :, part], strict=True)]
+
+
+def _gram_band(W: Tensor, spectrum: Tensor, V: Tensor, part: Tensor | slice) -> Band:
     image = W @ V
     S = image.norm(dim=0)
     if S.min() > 1e-4 * spectrum[0]:
