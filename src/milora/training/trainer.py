@@ -25,7 +25,7 @@ from milora.method.options import Layout
 from milora.run.directory import CHECKPOINT
 from milora.training.attention import lay_out
 from milora.training.checkpoints import writing
-from milora.training.loss import loss_of_trained_tokens
+from milora.training.loss import can_chunk, loss_of_trained_tokens
 from milora.training.packing import balance_rows, count_passes, divide_rows, row_lengths
 from milora.training.pixels import ModalitySampler, forward_epochs, take_group
 from milora.training.speed import Speed
@@ -62,6 +62,9 @@ class RecipeTrainer(SFTTrainer):
         self.add_callback(speed)
         self.loraplus_ratio = loraplus_ratio
         assert self.model is not None
+        # A sharded head has its weight only while it runs.
+        is_alone = self.args.world_size == 1 and not torch.accelerator.is_available()
+        self.scores_in_chunks = is_alone and can_chunk(self.model, self._head)
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 # On a quantized base TRL has cast it to bfloat16, in which most of AdamW's steps are rounded away
@@ -161,11 +164,17 @@ class RecipeTrainer(SFTTrainer):
         if torch.accelerator.is_available() or return_outputs:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         else:
-            head = cast(PreTrainedModel, self.model).get_output_embeddings()  # type: ignore[no-untyped-call]
-            loss = loss_of_trained_tokens(model, head, inputs, num_items_in_batch)
+            loss = loss_of_trained_tokens(
+                model, self._head, inputs, num_items_in_batch, in_chunks=self.scores_in_chunks
+            )
             # The count is that of all processes, over which gradients are averaged.
             loss = loss if num_items_in_batch is None else loss * self.accelerator.num_processes
         return loss + self._zero_of_projector() if is_blind and not return_outputs else loss
+
+    @property
+    def _head(self) -> nn.Module:
+        head: nn.Module = cast(PreTrainedModel, self.model).get_output_embeddings()  # type: ignore[no-untyped-call]
+        return head
 
     def _zero_of_projector(self) -> Tensor:
         """Return 0 with a gradient of 0 at the projector, which a pass without pictures does not use."""
