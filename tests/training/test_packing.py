@@ -38,7 +38,7 @@ from milora.run.recipe import load_recipe
 from milora.run.records import TrainingRecord
 from milora.training import attention
 from milora.training.attention import choose_layout, lay_out
-from milora.training.loss import loss_of_trained_tokens
+from milora.training.loss import can_chunk, loss_of_trained_tokens
 from milora.training.packing import balance_rows, count_passes, divide_rows, row_lengths
 from milora.training.prepare import locate
 from milora.training.train import train
@@ -142,7 +142,9 @@ def make_rows(sizes=(9, 12, 4, 7, 12)):
 
 def measure(model, rows, layout):
     model.zero_grad()
-    loss = loss_of_trained_tokens(model, model.get_output_embeddings(), lay_out(rows, layout), 30)
+    head = model.get_output_embeddings()
+    in_chunks = layout != "padded" and can_chunk(model, head, layout)
+    loss = loss_of_trained_tokens(model, head, lay_out(rows, layout), 30, in_chunks=in_chunks)
     loss.backward()
     return loss.item(), {
         name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None

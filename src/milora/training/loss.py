@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from milora.data.tokens import IGNORED
+from milora.method.options import Layout
+from milora.training.attention import lay_out
 
 CHUNKS = nn.LinearCrossEntropyOptions(batch_chunk_size=256, chunking_method=None)
 """Of 64, 128 and 256 tokens at a time, 256 were fastest on a CPU; torch's own choice takes four times as long."""
@@ -47,11 +49,11 @@ def loss_of_trained_tokens(
 
 
 @torch.no_grad()
-def can_chunk(model: nn.Module, head: nn.Module) -> bool:
+def can_chunk(model: nn.Module, head: nn.Module, layout: Layout = "padded") -> bool:
     """Return whether the loss is the cross-entropy of what a float32 head returns, and of nothing else.
 
-    The model is asked: what it does to logits in between, such as capping them, shows in what its loss function is
-    given.
+    The model is asked, with two tokens in its `layout`: what it does to logits in between, such as capping them, shows
+    in what its loss function is given.
     """
     base, seen = _base(model), list[Tensor]()
     if type(head) is not nn.Linear or head.weight.dtype != torch.float32 or base.loss_function is not ForCausalLMLoss:
@@ -65,7 +67,8 @@ def can_chunk(model: nn.Module, head: nn.Module) -> bool:
     try:
         with _with_loss(base, record), torch.random.fork_rng(devices=[]):  # of dropout
             ids = torch.tensor([[2, 3]], device=head.weight.device)
-            model(input_ids=ids, labels=ids, use_cache=False)
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+            model(**lay_out(batch, layout), use_cache=False)
     finally:
         handle.remove()
     return len(seen) == 2 and torch.equal(*seen)

@@ -64,7 +64,7 @@ class RecipeTrainer(SFTTrainer):
         assert self.model is not None
         # A sharded head has its weight only while it runs.
         is_alone = self.args.world_size == 1 and not torch.accelerator.is_available()
-        self.scores_in_chunks = is_alone and can_chunk(self.model, self._head)
+        self.scores_in_chunks = is_alone and can_chunk(self.model, self._head, layout)
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 # On a quantized base TRL has cast it to bfloat16, in which most of AdamW's steps are rounded away
