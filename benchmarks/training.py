@@ -27,7 +27,8 @@ LENGTH = 512
 # Rows of each set: with the loss on the answer, as most train, and on all tokens, as the paper's commonsense runs.
 SETS = {"gsm8k": ("alpaca", "answer"), "commonsense": ("commonsense", "all")}
 PARTS = ["ARC-Easy", "ARC-Challenge", "boolq", "openbookqa"]  # of the eight sets of commonsense_170k
-PASS = 4  # rows of the longest row's length: about the 1024 tokens of a pass of `trl packed`
+# Rows of the longest row's length in a pass: at most about the 1024 tokens of a pass of `trl packed`.
+PASS = {"gsm8k": 4, "commonsense": 8}
 OURS = ["milora", "lora", "milora padded"]
 CONTENDERS = [*OURS, "authors", "trl", "trl packed"]
 
@@ -56,7 +57,9 @@ def load_rows(name: str, data: str, count: int) -> tuple[Any, Any, Any]:
     return rows, report, tokenizer
 
 
-def make_trainer(contender: str, rows: Any, report: Any, tokenizer: Any, batch: int, dtype: str, folder: str) -> Any:
+def make_trainer(
+    contender: str, rows: Any, report: Any, tokenizer: Any, batch: int, size: int, dtype: str, folder: str
+) -> Any:
     """Return the trainer of a contender, ready to train."""
     from peft import LoraConfig, get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, set_seed
@@ -104,7 +107,7 @@ def make_trainer(contender: str, rows: Any, report: Any, tokenizer: Any, batch: 
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     prepared = Preparation(model, trainable, total, tokenizer, Rows(rows, None, "plain", report, None), layout, None)
     speed = Speed(prepared, dtype)
-    return RecipeTrainer(**common, layout=layout, micro_batch_size=PASS, loraplus_ratio=None, speed=speed)
+    return RecipeTrainer(**common, layout=layout, micro_batch_size=size, loraplus_ratio=None, speed=speed)
 
 
 def measure(contender: str, name: str, data: str, batch: int, steps: int, dtype: str) -> dict[str, float]:
@@ -115,7 +118,7 @@ def measure(contender: str, name: str, data: str, batch: int, steps: int, dtype:
         keep_large_blocks()  # as the command line does
     rows, report, tokenizer = load_rows(name, data, batch * (steps + 1))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(contender, rows, report, tokenizer, batch, dtype, folder)
+        trainer = make_trainer(contender, rows, report, tokenizer, batch, PASS[name], dtype, folder)
         step, counted, clocks = trainer.training_step, 0, []
 
         def count(model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
