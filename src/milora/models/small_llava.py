@@ -1,5 +1,6 @@
 """A small LLaVA of real parts: DINOv2 ViT-S/14 from a PyPI package, the embedded language model, a fresh projector."""
 
+import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def locate_small_llava() -> Path:
     Raises:
         MiloraError: one of the two packages is not installed, or contains another file.
     """
-    target = cached_folder(f"small-llava-{PIXELS}", ONNX_SHA256)
+    decides = f"{ONNX_SHA256} {PIXELS} {CHAT}"
+    target = cached_folder("small-llava", hashlib.sha256(decides.encode()).hexdigest())
     if not target.is_dir():
         vision, text = _locate_onnx(), locate_embedded_model()
         write_once(target, lambda folder: _assemble(vision, text, folder))
