@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 from milora.evaluation.evaluate import evaluate
+from milora.evaluation.forgetting import make_blocks
 from milora.evaluation.target import resolve_target
 from milora.models.base import load_tokenizer
 from milora.run.sections import EvaluationSection, ModelSection
@@ -71,6 +73,21 @@ def test_forgetting_is_a_task_of_the_command_line(adapter, call):
                      for who in ("base", "trained"))  # fmt: skip
     # The base is asked about the text that it generated for the trained model, and forgot nothing of it.
     assert base["metrics"]["cross_entropy"]["value"] == pytest.approx(trained["metrics"]["floor"]["value"], rel=1e-6)
+
+
+def test_what_the_base_generated_is_read_again_and_another_base_generates_its_own(adapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    target = resolve_target(str(adapter[0]), "float32")
+    base, tokenizer = target.base.load(), target.load_tokenizer()
+    asked = _section().forgetting
+    first = make_blocks(asked, target.base, base, tokenizer)
+    assert first.shape == (2, 12) and len(first.unique()) > 4
+    base.generate = None  # not to be asked again
+    assert torch.equal(make_blocks(asked, target.base, base, tokenizer), first)
+    other = replace(target.base, model=target.base.model.model_copy(update={"dtype": "bfloat16"}))
+    for changed, origin in ((asked, other), (asked.model_copy(update={"block_length": 13}), target.base)):
+        with pytest.raises(TypeError):
+            make_blocks(changed, origin, base, tokenizer)
 
 
 def test_the_former_setting_is_not_ignored(call):

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from platformdirs import user_cache_path
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -17,6 +18,7 @@ from milora.evaluation.graders.grade import Grade
 from milora.evaluation.scores import Metric, Sample, measure_grades
 from milora.evaluation.target import Target
 from milora.method.errors import MiloraError
+from milora.method.files import read_json, write_json
 from milora.models.base import stored_rows
 from milora.run.launch import processes
 from milora.run.sections import ForgettingSection
@@ -41,7 +43,7 @@ def score_forgetting(target: Target, section: ForgettingSection) -> tuple[dict[s
     tuned, base, as_base = _load_both(target)
     tokenizer = target.load_tokenizer()
     with as_base():
-        blocks = make_blocks(section, base, tokenizer)
+        blocks = make_blocks(section, target.base, base, tokenizer)
     samples = []
     for block in blocks.to(tuned.device):
         found = _predict(tuned, block)
@@ -107,16 +109,23 @@ def _exponentiate(loss: Metric) -> Metric:
 
 
 def make_blocks(
-    section: ForgettingSection, base: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+    section: ForgettingSection, target: Target, base: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
 ) -> Tensor:
-    """Return token ids `(blocks, block_length)`: of the text file, or sampled from `base`.
+    """Return token ids `(blocks, block_length)`: of the text file, or sampled from `base`, the model of `target`.
+
+    What was sampled is kept in the user's cache: the runs of a comparison read the same text.
 
     Raises:
         MiloraError: the text cannot be read, or is too short.
     """
-    if section.text == "sampled":
-        return _sample_blocks(section, base, tokenizer)
-    return _read_blocks(section, tokenizer)
+    if section.text != "sampled":
+        return _read_blocks(section, tokenizer)
+    name = f"{target.digest}-{VERSION}-{section.block_count}x{section.block_length}.json"
+    kept = user_cache_path("milora") / "texts" / name
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, _sample_blocks(section, base, tokenizer).tolist())
+    return torch.tensor(read_json(kept))
 
 
 def _read_blocks(section: ForgettingSection, tokenizer: PreTrainedTokenizerBase) -> Tensor:

@@ -103,7 +103,7 @@ def inspect(
         updates[name], others[name] = find_updates(tuned)
         base = tuned.unload()
     ranks = _choose_ranks(matrices, updates, rank)
-    blocks = make_blocks(section, base, tokenizer).to(base.device)
+    blocks = make_blocks(section, targets[0].base, base, tokenizer).to(base.device)
     activity = _measure_activity(base, matrices, updates, blocks)
     weights, found = _measure(matrices, updates, ranks, exact)
     forgotten = _read_forgetting(dict(zip(updates, targets, strict=True)))
