@@ -51,7 +51,7 @@ def read_picture_set(name: str, data_dir: str | None) -> list[Conversation]:
     """Return the questions of a set, with the paths of their pictures.
 
     Raises:
-        MiloraError: there is no data_dir, one of the files is not there, or its rows have a different form.
+        MiloraError: data_dir is not set, a file is missing, or its rows have an unexpected format.
     """
     pictures = PICTURE_SETS[name]
     files = find_picture_files(name, data_dir)

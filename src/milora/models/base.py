@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -196,6 +196,11 @@ def attach_adapter(model: PreTrainedModel, adapter: Path, form: Form = "intact")
             raise MiloraError(
                 f"{adapter} does not fit the base that its config names: {reason}", "name the adapter of this base"
             ) from error
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """Return the model that an adapter's layers are in, or the model itself if it has no adapter."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def stored_rows(model: PreTrainedModel, adapter: Path) -> int | None:

@@ -6,17 +6,17 @@ All private API of transformers' attention that milora uses is in this file; tes
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from milora.method.errors import MiloraError
 from milora.method.options import Layout
 from milora.method.variant.weights import is_quantized
+from milora.models.base import unwrap
 from milora.training.packing import Batch, lay_end_to_end
 
 BY_DOCUMENT = "milora_by_document"
@@ -114,7 +114,7 @@ def choose_layout(model: nn.Module, longest: int) -> Layout:
     The config says where attention is more than causal. For the rest the model is asked: two made documents are scored
     alone, and then end to end, which must not change the second one's logits.
     """
-    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    base = unwrap(model)
     parameters = inspect.signature(base.forward).parameters
     if "position_ids" not in parameters:
         return "padded"

@@ -5,13 +5,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from milora.data.tokens import IGNORED
 from milora.method.options import Layout
+from milora.models.base import unwrap
 from milora.training.attention import lay_out
 
 CHUNKS = nn.LinearCrossEntropyOptions(batch_chunk_size=256, chunking_method=None)
@@ -55,7 +55,7 @@ def can_chunk(model: nn.Module, head: nn.Module, layout: Layout = "padded") -> b
     The model is asked, with two tokens in its `layout`: what it does to logits in between, such as capping them, shows
     in what its loss function is given.
     """
-    base, seen = _base(model), list[Tensor]()
+    base, seen = unwrap(model), list[Tensor]()
     if type(head) is not nn.Linear or head.weight.dtype != torch.float32 or base.loss_function is not ForCausalLMLoss:
         return False
 
@@ -89,7 +89,7 @@ def _chunked(model: nn.Module, head: nn.Linear) -> Iterator[None]:
 
     head.forward = _unchanged  # type: ignore[method-assign]
     try:
-        with _with_loss(_base(model), score):
+        with _with_loss(unwrap(model), score):
             yield
     finally:
         del head.forward
@@ -107,10 +107,6 @@ def _with_loss(base: PreTrainedModel, function: Callable[..., Tensor]) -> Iterat
         yield
     finally:
         base.loss_function = before
-
-
-def _base(model: nn.Module) -> PreTrainedModel:
-    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from peft import PeftModel
@@ -17,7 +17,7 @@ from milora.method.errors import MiloraError
 from milora.method.loading import load_milora
 from milora.method.options import Layout
 from milora.method.variant.config import lora_config
-from milora.models.base import added_ids, load_model, load_skeleton, load_tokenizer
+from milora.models.base import added_ids, load_model, load_skeleton, load_tokenizer, unwrap
 from milora.models.methods import Course, add_adapter
 from milora.models.projector import (
     find_projector,
@@ -175,8 +175,7 @@ def _rate_of_projector(recipe: Recipe, model: Trained) -> tuple[str, float] | No
         return None
     if rate is None and isinstance(model, PeftModel):
         freeze_projector(model)
-    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
-    return (find_projector(base), rate) if rate else None
+    return (find_projector(unwrap(model)), rate) if rate else None
 
 
 def check_pictures_of(recipe: Recipe, rows: Rows) -> None:
