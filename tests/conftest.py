@@ -31,19 +31,16 @@ from tests.pictures import make_llava, make_qwen_vl
 from tests.process import run_milora
 from tests.served import LlamaServer, serving
 
-# Whatever trains, starts processes, or decomposes large matrices takes seconds; `make check` leaves it out.
+# Whatever trains, starts processes, asks a model for many answers, or decomposes large matrices takes seconds;
+# `make check` leaves it out.
 SLOW_FIXTURES = {"small_recipe", "recipe", "start", "browser", "llama_server", "checked"}
 SLOW_FILES = {
-    "test_decomposition.py",
-    "test_sandbox.py",
-    "test_parity.py",
-    "test_template_parity.py",
-    "test_conversion.py",
-    "test_same_everywhere.py",
-    "test_architectures.py",
-    "test_trl.py",
-    "test_unsupported.py",
-    "test_pictures_trained.py",
+    *("data/test_template_parity.py", "disk/test_conversion.py", "invariants/test_quantized.py"),
+    *("invariants/test_same_everywhere.py", "method/test_decomposition.py", "method/test_parity.py"),
+    *("method/test_trl.py", "method/test_unsupported.py", "models/test_tokens.py", "tests/test_architectures.py"),
+    *("evaluation/test_chat.py", "evaluation/test_evaluate.py", "evaluation/test_harness.py"),
+    *("evaluation/test_instruction.py", "evaluation/test_judging.py", "evaluation/test_sandbox.py"),
+    *("evaluation/test_server.py", "training/test_pictures_trained.py"),
 }
 
 
@@ -67,9 +64,10 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     for item in items:
-        is_slow = SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) or item.path.name in SLOW_FILES
+        file = "/".join(item.path.parts[-2:])
         # A CPU without bfloat16 instructions takes seconds for a few small products.
-        if is_slow or ("bfloat16" in item.name and item.path.name in ("test_same_everywhere.py", "test_methods.py")):
+        is_bfloat16 = "bfloat16" in item.name and file in ("models/test_methods.py", "invariants/test_step_zero.py")
+        if is_bfloat16 or file in SLOW_FILES or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 

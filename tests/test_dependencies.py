@@ -46,14 +46,14 @@ def imported(file: Path) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"milora"}
 
 
+DISTRIBUTIONS = packages_distributions()
 FLOORS = sorted(path.name for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file())
 
 
 @pytest.mark.parametrize("floor", FLOORS)
 def test_imports_are_declared(floor):
     files = [SOURCE / floor] if floor.endswith(".py") else (SOURCE / floor).rglob("*.py")
-    distributions = packages_distributions()
     modules = {module for file in files for module in imported(file)}
-    found = {module: {normalize(name) for name in distributions[module]} for module in modules}
+    found = {module: {normalize(name) for name in DISTRIBUTIONS[module]} for module in modules}
     allowed = declared(EXTRAS.get(floor, []))
     assert not {module for module, names in found.items() if not names & allowed}

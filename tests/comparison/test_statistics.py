@@ -36,6 +36,7 @@ def test_interval_is_scipys_and_one_value_has_none():
     assert interval_of_mean([0.3]).low is None and interval_of_mean([0.3, 0.3]).low is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_interval_covers_the_true_mean_as_often_as_it_says(count):
     rng = np.random.default_rng(count)

@@ -18,6 +18,7 @@ needs_digits = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, r
 COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
 
+@pytest.mark.slow
 @needs_shapes
 def test_questions_about_shapes():
     train, test = read_easy_vqa("train"), read_easy_vqa("test")
@@ -38,6 +39,7 @@ def test_the_color_that_is_answered_is_in_the_picture():
         assert nearest < 150, (answer, found)
 
 
+@pytest.mark.slow
 @needs_digits
 def test_digits(tmp_path, monkeypatch):
     monkeypatch.setattr("milora.data.kept_pictures.user_cache_path", lambda _: tmp_path)

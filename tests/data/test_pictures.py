@@ -125,6 +125,7 @@ def converse(*paths: str) -> Conversation:
     return Conversation((first, Message("assistant", (Text("Red."),)), *later))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chat", "vicuna"])
 def test_a_row_has_the_tokens_that_the_processor_makes_of_each_picture(section, tmp_path, name):
     assert takes_pictures(section)
@@ -142,6 +143,7 @@ def test_a_row_has_the_tokens_that_the_processor_makes_of_each_picture(section, 
     assert torch.isfinite(load_model(section)(input_ids=ids, labels=ids, **inputs).loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["{{ message.role + '\\n' + message.content }}", "{{ message.content }}"])
 def test_a_chat_template_that_reads_text_alone_is_given_text(section, tmp_path, content):
     """Broken by: a list of parts that is written out as it is, or added to a text."""

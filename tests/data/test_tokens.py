@@ -81,6 +81,7 @@ ODD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TEMPLATES, "tulu", "chat"])
 @pytest.mark.parametrize("loss_on", ["answer", "all"])
 def test_batches_have_the_tokens_of_rows_one_by_one(tokenizer, name, loss_on):

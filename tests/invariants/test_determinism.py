@@ -3,12 +3,14 @@
 Broken by: unseeded randomness, signs chosen by LAPACK, factors that depend on earlier computations.
 """
 
+import pytest
 import torch
 
 import milora
 from tests.conftest import add_milora
 
 
+@pytest.mark.slow
 def test_the_global_random_state_does_not_matter(load_small):
     states = []
     for seed in (0, 1):

@@ -59,6 +59,7 @@ def test_load_refuses_incomplete_files(load_small, tmp_path):
         milora.load_milora(load_small(), tmp_path)
 
 
+@pytest.mark.slow
 def test_an_ordinary_lora_is_not_loaded_over_a_milora_adapter(load_small, tmp_path):
     milora.save_milora_as_lora(tmp_path, train_briefly(add_milora(load_small())), rank=8)
     model = train_briefly(add_milora(load_small()))

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import add_milora, drift, logits_of, make_gpt2, make_qwen, some_tokens
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("components", ["minor", "principal", "middle", "random"])
 def test_intact_is_the_base_bit_for_bit(load_small, dtype, dropout, components):

@@ -48,6 +48,7 @@ def test_step_zero_is_the_base(method, dtype, load_small):
     assert all(torch.equal(kept[name], tensor) for name, tensor in weights.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pissa", "olora"])
 def test_the_factors_are_pefts_own(method, load_small):
     ours, _ = add_adapter(load_small(), AdapterSection(method=method, rank=4, alpha=4), seed=0, jobs=1)

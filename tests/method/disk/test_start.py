@@ -38,6 +38,7 @@ def _load(folder, **options):
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["single", "sharded"])
 @pytest.mark.parametrize("components", ["minor", "principal"])
 def test_intact_writes_the_adapter_of_the_loaded_model(checkpoint, storage, components, call, tmp_path):
