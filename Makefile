@@ -10,13 +10,18 @@ SEAMS := peft trl transformers lm-eval
 # Threads that spin while they wait starve other processes: docs/decisions/0003-waiting-threads.md.
 export OMP_WAIT_POLICY ?= PASSIVE
 check test test-latest: export OMP_NUM_THREADS := 1
+# Images of containers often set it: each process would then compile every module that it imports, for twenty seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart check test test-latest lint docs
+.PHONY: quickstart check fast test test-latest lint docs
 
 quickstart: $(VENV)/all  ## train, evaluate, export and report on an embedded model
 	$(BIN)/milora run quickstart
 
-check: lint  ## lint, types, layers, and the fast tests
+check: $(VENV)/dev  ## lint, types, layers, and the fast tests, beside each other
+	$(MAKE) --no-print-directory --jobs lint fast
+
+fast: $(VENV)/dev
 	$(BIN)/pytest $(WORKERS) -m "not slow"
 
 test: lint  ## what CI runs: the same, and every test
