@@ -138,7 +138,12 @@ def compare(grid: Grid, *, jobs: int, scheduler: Scheduler, gpus: float, yes: bo
         MiloraError: before anything runs, if a benchmark or a text does not exist.
     """
     with locked(grid.path):
-        failures = _run_missing(grid, jobs, scheduler, gpus, yes)
+        failures: list[str] = []
+        tried: list[Cell] = []
+        # What ran may show which learning rate is the best, and with it what else there is to run.
+        while missing := [cell for cell in grid.missing() if cell not in tried]:
+            failures += _run(missing, grid, jobs, scheduler, gpus, yes)
+            tried += missing
         if not grid.missing():
             shutil.rmtree(grid.factors, ignore_errors=True)
         results = collect_results(grid)
@@ -165,13 +170,13 @@ def _train_and_score(run: RunDirectory, *, baseline: bool, yes: bool, cache: Pat
     return evaluate(target_of_run(run), run.recipe.evaluation, baseline=baseline, yes=yes)
 
 
-def _run_missing(grid: Grid, jobs: int, scheduler: Scheduler, gpus: float, yes: bool) -> list[str]:
-    missing = grid.missing()
+def _run(missing: list[Cell], grid: Grid, jobs: int, scheduler: Scheduler, gpus: float, yes: bool) -> list[str]:
+    """Run cells, some at a time; return why those that failed did."""
     for recipe in {_what_is_scored(cell): cell.run.recipe for cell in missing}.values():
         check_evaluation(recipe, yes=yes, asks=False)
     waiting, labels = [], {}
-    for number, cell in enumerate(missing):
-        file = grid.write_recipe(cell, number)
+    for cell in missing:
+        file = grid.write_recipe(cell)
         waiting.append(Job(cell.run, file, cell.scores_base, grid.factors, yes))
         labels[file] = _label(cell)
     failures = []

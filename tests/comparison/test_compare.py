@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -80,6 +81,21 @@ def test_killed_ten_times_and_finished_it_has_the_same_numbers(compared, small_c
     assert_same_runs(tmp_path, compared[1], count=4)
 
 
+def test_other_seeds_run_at_the_best_learning_rate_alone(compared, small_comparison, tmp_path):
+    shutil.copytree(compared[1] / "runs", tmp_path / "runs")
+    for run in (tmp_path / "runs").iterdir():
+        if "\nseed: 1\n" in (run / "recipe.yaml").read_text():
+            shutil.rmtree(run)
+    done = compare(small_comparison, "tuning_seeds=1", "--jobs", 2, "--runs", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert "6 runs of 4 steps, 6 finished, 0 to do" in done.stderr
+    assert "Each learning rate was chosen on 1 of 2 seeds." in done.stdout
+    assert_same_runs(tmp_path, compared[1], count=6)
+    for arm in read_results(tmp_path)["arms"]:
+        assert arm["best"]["seeds"] == [0, 1]
+        assert [point["seeds"] for point in arm["points"] if point != arm["best"]] == [[0]]
+
+
 def test_a_comparison_that_is_killed_leaves_no_process(small_comparison, tmp_path):
     """Not even one that it has just started, and that still imports."""
     process = start_milora("compare", small_comparison, "seeds=[0]", "--runs", tmp_path / "runs", forks_runs=False)
@@ -147,6 +163,8 @@ REFUSED = [
     ("seeds: [0, 0]", "names something twice"),
     ("learning_rates: [-1]", "learning_rates.0: "),
     ("overrides: [seed=3]", "rates and seeds belong in"),
+    ("tuning_seeds: 2", "tuning_seeds=2 is more than the 1 seeds"),
+    ("tuning_seeds: 0", "tuning_seeds: "),
     ("arm_learning_rates: {DoRA: [1e-4]}", "DoRA is not an arm"),
     ("overrides: [data.validation_rows=0]", "chosen on held-out rows"),
     ("overrides: [adapter.rnk=3]", "did you mean rank?"),

@@ -19,7 +19,8 @@ OF_THE_GRID = ("training.learning_rate", "seed")
 class Comparison(Section):
     """What is compared. An arm is a list of overrides of the recipe; nothing is copied.
 
-    `arm_learning_rates` replaces the grid for the arms that it names. `paper` has the paper's figures, in percent,
+    `arm_learning_rates` replaces the grid for the arms that it names. The first `tuning_seeds` seeds, by default all,
+    run at every learning rate; the others run at each arm's best alone. `paper` has the paper's figures, in percent,
     {arm: {task: figure}}, where task/metric is a metric that is not the task's headline; `differs` says how this
     comparison differs from the paper's.
     """
@@ -32,8 +33,13 @@ class Comparison(Section):
     learning_rates: Annotated[list[Rate], Field(min_length=1)]
     arm_learning_rates: dict[str, Annotated[list[Rate], Field(min_length=1)]] = {}
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    tuning_seeds: Annotated[int, Field(ge=1)] | None = None
     paper: dict[str, dict[str, float]] = {}
     differs: str = ""
+
+    def tunes(self, seed: int) -> bool:
+        """Whether a seed runs at every learning rate, and not at the best alone."""
+        return seed in self.seeds[: self.tuning_seeds]
 
     def rates(self, arm: str) -> list[float]:
         return sorted(self.arm_learning_rates.get(arm, self.learning_rates))
@@ -49,6 +55,8 @@ class Comparison(Section):
         for values in (self.learning_rates, list(map(float, self.seeds)), *self.arm_learning_rates.values()):
             if len(set(values)) < len(values):
                 raise ValueError(f"{values} names something twice")
+        if self.tuning_seeds is not None and self.tuning_seeds > len(self.seeds):
+            raise ValueError(f"tuning_seeds={self.tuning_seeds} is more than the {len(self.seeds)} seeds")
         return self
 
 
@@ -60,12 +68,14 @@ def list_comparisons() -> list[str]:
 def load_comparison(name: str, overrides: Sequence[str] = ()) -> Comparison:
     """Resolve a shipped comparison or a YAML file; `overrides` change the recipe of every arm, or the grid itself.
 
-    `learning_rates=[1e-4,1e-3]` and `seeds=[0,1,2]` are the grid's; every other `key=value` is the recipe's.
+    `learning_rates=[1e-4,1e-3]`, `seeds=[0,1,2]` and `tuning_seeds=1` are the grid's; every other `key=value` is the
+    recipe's.
 
     Raises:
         MiloraError: the comparison does not exist, is not valid YAML, or has keys and values that the schema refuses.
     """
-    grid = [override for override in overrides if override.partition("=")[0] in ("learning_rates", "seeds")]
+    own = ("learning_rates", "seeds", "tuning_seeds")
+    grid = [override for override in overrides if override.partition("=")[0] in own]
     of_recipe = [override for override in overrides if override not in grid]
     content = merge(read_settings(name, "comparison", COMPARISONS, _make_absolute), parse_overrides(grid))
     if isinstance(content.setdefault("overrides", []), list):

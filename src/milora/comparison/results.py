@@ -1,6 +1,5 @@
 """Finished runs → what a comparison shows, as numbers."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,12 +100,12 @@ class _Finished:
 def collect_results(grid: Grid) -> Results:
     """Read what is finished of a comparison; arms without a finished run are left out.
 
-    Each arm's learning rate is the one of the lowest validation loss, averaged over seeds: held-out training rows,
-    never the benchmarks that it is then scored on.
+    Each arm's learning rate is the one of the lowest validation loss, averaged over the seeds that tune: held-out
+    training rows, never the benchmarks that it is then scored on.
     """
-    finished = [_read(cell) for cell in grid.cells if cell.is_finished]
+    finished = [_read(cell) for cell in grid.needed() if cell.is_finished]
     arms = [
-        _collect_arm(name, grid.comparison.rates(name), runs)
+        _collect_arm(name, grid, runs)
         for name in grid.comparison.arms
         if (runs := [run for run in finished if run.cell.arm == name])
     ]
@@ -119,8 +118,8 @@ def collect_results(grid: Grid) -> Results:
         arms=arms,
         tests={task: tested for task, (tested, _) in pairs.items()},
         untested={task: untested for task, (_, untested) in pairs.items()},
-        missing=len(grid.cells) - len(finished),
-        diverged=[_read_divergence(cell) for cell in grid.cells if cell.run.is_diverged],
+        missing=grid.count - len(finished),
+        diverged=[_read_divergence(cell) for cell in grid.needed() if cell.run.is_diverged],
         texts=len(texts),
         floor=float(np.mean(floors)) if len(texts) == 1 else None,
     )
@@ -160,13 +159,13 @@ def _read_text(cell: Cell) -> tuple[str, ...]:
     return tuple(sample.question for sample in read_samples(folder))
 
 
-def _collect_arm(name: str, planned: list[float], runs: Sequence[_Finished]) -> Arm:
+def _collect_arm(name: str, grid: Grid, runs: Sequence[_Finished]) -> Arm:
+    planned, rate = grid.comparison.rates(name), grid.best_rate(name)
     rates = sorted({run.cell.learning_rate for run in runs})
     # Runs share their factors: the slowest initialization is the one that computed them.
     slowest = max(run.training.initialization_seconds for run in runs)
-    points = [_collect_point(rate, [run for run in runs if run.cell.learning_rate == rate], slowest) for rate in rates]
-    best = min(points, key=lambda point: (-len(point.seeds), _finite(point.validation_loss.mean)))
-    return Arm(name, points, best, planned, best.learning_rate in (planned[0], planned[-1]))
+    points = [_collect_point(each, [run for run in runs if run.cell.learning_rate == each], slowest) for each in rates]
+    return Arm(name, points, points[rates.index(rate)], planned, rate in (planned[0], planned[-1]))
 
 
 def _collect_point(rate: float, runs: Sequence[_Finished], initialization_seconds: float) -> Point:
@@ -255,7 +254,3 @@ def read_items(folders: Sequence[ScoreFolder]) -> Graded:
             for score in part
         ],
     )
-
-
-def _finite(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.inf

@@ -52,7 +52,7 @@ def write_results(grid: Grid, results: Results) -> Path:
     tables = (format_arms(results, comparison, "github"), format_tests(results, "github"))
     write_text(folder / "table.md", "\n\n".join((*tables, *cannot)) + "\n")
     write_text(folder / "table.tex", format_arms(results, comparison, "latex_booktabs") + "\n")
-    finished = [cell for cell in grid.cells if cell.is_finished]
+    finished = [cell for cell in grid.needed() if cell.is_finished]
     base = next((target_of_run(cell.run).base for cell in finished if cell.scores_base), None)
     for cell in finished:
         write_report(cell.run, base)
@@ -100,7 +100,7 @@ class _Pages:
 
     def list(self, grid: Grid, arm: str, rate: float) -> list[tuple[int, str | None]]:
         """Return the seeds of a point, and the address of each run's page; None for a run that is not finished."""
-        cells = [cell for cell in grid.cells if (cell.arm, cell.learning_rate) == (arm, rate)]
+        cells = [cell for cell in grid.needed() if (cell.arm, cell.learning_rate) == (arm, rate)]
         return [(cell.seed, self._address(cell) if cell in self.finished else None) for cell in cells]
 
     def _address(self, cell: Cell) -> str:

@@ -40,6 +40,9 @@ def say_what_it_cannot(results: Results, grid: Grid) -> list[str]:
         said.append("One seed: the results say nothing about other seeds, and the intervals are for other items alone.")
     elif seeds < 5:
         said.append(f"{seeds} seeds: intervals for new seeds are wide, and only large differences can be shown.")
+    tuning = grid.comparison.tuning_seeds
+    if tuning is not None and tuning < seeds:
+        said.append(f"Each learning rate was chosen on {tuning} of {seeds} seeds.")
     if results.texts > 1:
         said.append("Forgetting was not measured on one text for all runs: its figures cannot be compared.")
     said += _say_conditions(grid)
