@@ -312,6 +312,12 @@ def test_a_mistyped_name_is_said_before_torch_is_imported(command):
     assert done.returncode == 2 and "did you mean" in done.stderr
 
 
+def test_a_log_has_no_progress_bars_of_libraries():
+    code = "from milora.__main__ import main\ntry: main()\nfinally:\n from tqdm.auto import tqdm\n list(tqdm([1, 2]))"
+    done = subprocess.run([sys.executable, "-c", code, "ls"], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+
+
 def test_keys_of_an_evaluation(finished, call):
     _, run = finished
     code, out, err = call("eval", run, "evaluation.limit=3", "evaluation.tasks=arithmetic", "--max-new-tokens", 4)

@@ -73,6 +73,8 @@ def _prepare_process() -> None:
     keep_large_blocks()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read by bars that do not look for a terminal themselves
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|torch)\b")
     warnings.formatwarning = _format_warning
     for library in ("lm_eval", "transformers", "bitsandbytes"):
