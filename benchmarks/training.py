@@ -1,6 +1,6 @@
 """Training time and peak memory per real token: ours, the authors' form, and TRL, on the same rows in one run.
 
-    python benchmarks/training.py --data DIR [--rows gsm8k commonsense] [--batch 8 16] [--rounds 3] [--dtype float32]
+    python benchmarks/training.py --data DIR [--rows gsm8k commonsense] [--batch 8 16] [--rank 16] [--rounds 3]
 
 Contenders alternate, each in a process of its own on one thread. A process trains a LoRA of the embedded model on all
 linear layers; its first step warms up and is not counted. Padding is not counted either: seconds are per 1000 tokens of
@@ -22,7 +22,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-RANK = 16
 LENGTH = 512
 # Rows of each set: with the loss on the answer, as most train, and on all tokens, as the paper's commonsense runs.
 SETS = {"gsm8k": ("alpaca", "answer"), "commonsense": ("commonsense", "all")}
@@ -58,7 +57,7 @@ def load_rows(name: str, data: str, count: int) -> tuple[Any, Any, Any]:
 
 
 def make_trainer(
-    contender: str, rows: Any, report: Any, tokenizer: Any, batch: int, size: int, dtype: str, folder: str
+    contender: str, rows: Any, report: Any, tokenizer: Any, options: argparse.Namespace, folder: str
 ) -> Any:
     """Return the trainer of a contender, ready to train."""
     from peft import LoraConfig, get_peft_model
@@ -75,10 +74,11 @@ def make_trainer(
     from milora.training.speed import Speed
     from milora.training.trainer import RecipeTrainer
 
+    (name,), (batch,) = options.rows, options.batch
     set_seed(0)
     model = get_peft_model(
-        load_model(ModelSection(name=EMBEDDED, dtype=dtype)),
-        LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+        load_model(ModelSection(name=EMBEDDED, dtype=options.dtype)),
+        LoraConfig(r=options.rank, lora_alpha=options.rank, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     if contender.startswith("milora"):
         milora.initialize_lora_milora_weights(model)
@@ -106,19 +106,19 @@ def make_trainer(
     layout = "padded" if contender == "milora padded" else choose_layout(model, LENGTH)
     trainable, total = model.num_parameters(only_trainable=True), model.num_parameters()
     prepared = Preparation(model, trainable, total, tokenizer, Rows(rows, None, "plain", report, None), layout, None)
-    speed = Speed(prepared, dtype)
-    return RecipeTrainer(**common, layout=layout, micro_batch_size=size, loraplus_ratio=None, speed=speed)
+    speed = Speed(prepared, options.dtype)
+    return RecipeTrainer(**common, layout=layout, micro_batch_size=PASS[name], loraplus_ratio=None, speed=speed)
 
 
-def measure(contender: str, name: str, data: str, batch: int, steps: int, dtype: str) -> dict[str, float]:
+def measure(contender: str, options: argparse.Namespace) -> dict[str, float]:
     """Train in this process; return seconds per 1000 real tokens of all steps but the first, and the peak in bytes."""
     from milora.run.allocator import keep_large_blocks
 
     if contender in OURS:
         keep_large_blocks()  # as the command line does
-    rows, report, tokenizer = load_rows(name, data, batch * (steps + 1))
+    rows, report, tokenizer = load_rows(options.rows[0], options.data, options.batch[0] * (options.steps + 1))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(contender, rows, report, tokenizer, batch, PASS[name], dtype, folder)
+        trainer = make_trainer(contender, rows, report, tokenizer, options, folder)
         step, counted, clocks = trainer.training_step, 0, []
 
         def count(model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
@@ -145,6 +145,7 @@ def compare(name: str, batch: int, options: argparse.Namespace) -> dict[str, dic
         for contender in options.contenders:
             command = [sys.executable, __file__, "--one", contender, "--rows", name, "--batch", str(batch)]
             command += ["--data", options.data, "--steps", str(options.steps), "--dtype", options.dtype]
+            command += ["--rank", str(options.rank)]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{contender}: {done.stderr}")
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--batch", nargs="+", type=int, default=[8, 16])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=2, help="the steps that are counted")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -179,11 +181,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(
-            json.dumps(
-                measure(options.one, options.rows[0], options.data, options.batch[0], options.steps, options.dtype)
-            )
-        )
+        print(json.dumps(measure(options.one, options)))
         return
 
     from milora.method.files import write_json
@@ -196,7 +194,9 @@ def main() -> None:
         print_table(f"{title}, {options.dtype}", medians)
     if options.out:
         write_json(
-            options.out, {"environment": asdict(describe_environment()), "dtype": options.dtype, "medians": results}
+            options.out,
+            {"environment": asdict(describe_environment()), "rank": options.rank, "dtype": options.dtype}
+            | {"medians": results},
         )
 
 

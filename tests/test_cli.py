@@ -266,6 +266,7 @@ BAD = [
     (("train", "RECIPE", "model.name=models/lama"), "did you mean llama?"),
     (("train", "RECIPE", "adapter.rank=200"), "2 × k_proj: rank 200 is above 192"),
     (("train", "RECIPE", "data.name=none.jsonl"), "the file does not exist"),
+    (("train", "RECIPE", "data.name=gsm9k"), "did you mean gsm8k?"),
     (("train", "RECIPE", "model.name=/nowhere"), "cannot be loaded"),
     (
         ("train", "RECIPE", "model.name=/nowhere", "adapter.target_modules=[q_proj]"),

@@ -1,5 +1,6 @@
 """Where rows come from, as conversations: the embedded sets, named public sets, a hub name, or local files."""
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -273,8 +274,10 @@ def _load(path: str, name: str | None = None, split: str = "train", **arguments:
         return datasets.load_dataset(path, name, split=split, **arguments)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         source = arguments.get("data_files", path)
+        near = difflib.get_close_matches(str(source), [EMBEDDED, CONVERSATIONS, *PACKAGED, *NAMED_SETS], n=1)
         raise MiloraError(
             f"data {source!r} cannot be loaded: {' '.join(str(error).split())[:400]}",
-            f"name {', '.join([EMBEDDED, CONVERSATIONS, *PACKAGED, *NAMED_SETS])}, a hub data set (with data.config "
-            f"and data.split), or a file or folder of {', '.join(FORMATS)}",
+            (f"did you mean {near[0]}? Otherwise " if near else "")
+            + "check the name, data.config, data.split, and the network, or name a local file or folder of "
+            f"{', '.join(FORMATS)}; a set that milora knows (docs/recipes.md) is read from data.data_dir, too",
         ) from error
