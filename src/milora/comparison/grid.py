@@ -127,7 +127,7 @@ def plan_grid(comparison: Comparison, runs: Path) -> Grid:
 
 
 def describe_cells(grid: Grid) -> str:
-    """One line for each run: arm, learning rate, seed, directory, and whether another may run in its place."""
+    """One line for each run: arm, learning rate, seed, directory, and whether it runs only at the best rate."""
     return "\n".join(
         f"{cell.arm:<16}{cell.learning_rate:<10g}{cell.seed:<4}{cell.run.path}{'' if cell.tunes else '  if best'}"
         for cell in grid.cells
