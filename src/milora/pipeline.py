@@ -139,11 +139,9 @@ def compare(grid: Grid, *, jobs: int, scheduler: Scheduler, gpus: float, yes: bo
     """
     with locked(grid.path):
         failures: list[str] = []
-        tried: list[Cell] = []
-        # What ran may show which learning rate is the best, and with it what else there is to run.
-        while missing := [cell for cell in grid.missing() if cell not in tried]:
-            failures += _run(missing, grid, jobs, scheduler, gpus, yes)
-            tried += missing
+        for tunes in (True, False):  # the first runs show at which learning rate the others run
+            if missing := [cell for cell in grid.missing() if cell.tunes is tunes]:
+                failures += _run(missing, grid, jobs, scheduler, gpus, yes)
         if not grid.missing():
             shutil.rmtree(grid.factors, ignore_errors=True)
         results = collect_results(grid)
@@ -175,8 +173,8 @@ def _run(missing: list[Cell], grid: Grid, jobs: int, scheduler: Scheduler, gpus:
     for recipe in {_what_is_scored(cell): cell.run.recipe for cell in missing}.values():
         check_evaluation(recipe, yes=yes, asks=False)
     waiting, labels = [], {}
-    for cell in missing:
-        file = grid.write_recipe(cell)
+    for number, cell in enumerate(missing):
+        file = grid.write_recipe(cell, number)
         waiting.append(Job(cell.run, file, cell.scores_base, grid.factors, yes))
         labels[file] = _label(cell)
     failures = []

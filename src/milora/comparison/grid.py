@@ -53,13 +53,12 @@ class Grid:
         """Where runs of one rank and seed share the factors of their weights, until all are done."""
         return self.path / "factors"
 
-    def write_recipe(self, cell: Cell) -> Path:
+    def write_recipe(self, cell: Cell, number: int) -> Path:
         """Write a cell's recipe for the process that runs it; return the file."""
         folder = self.path / "recipes"
         folder.mkdir(exist_ok=True)
-        file = folder / f"{self.cells.index(cell)}.yaml"
-        write_text(file, cell.run.recipe.to_yaml())
-        return file
+        write_text(folder / f"{number}.yaml", cell.run.recipe.to_yaml())
+        return folder / f"{number}.yaml"
 
     @property
     def count(self) -> int:

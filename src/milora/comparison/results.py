@@ -103,7 +103,8 @@ def collect_results(grid: Grid) -> Results:
     Each arm's learning rate is the one of the lowest validation loss, averaged over the seeds that tune: held-out
     training rows, never the benchmarks that it is then scored on.
     """
-    finished = [_read(cell) for cell in grid.needed() if cell.is_finished]
+    needed = grid.needed()
+    finished = [_read(cell) for cell in needed if cell.is_finished]
     arms = [
         _collect_arm(name, grid, runs)
         for name in grid.comparison.arms
@@ -119,7 +120,7 @@ def collect_results(grid: Grid) -> Results:
         tests={task: tested for task, (tested, _) in pairs.items()},
         untested={task: untested for task, (_, untested) in pairs.items()},
         missing=grid.count - len(finished),
-        diverged=[_read_divergence(cell) for cell in grid.needed() if cell.run.is_diverged],
+        diverged=[_read_divergence(cell) for cell in needed if cell.run.is_diverged],
         texts=len(texts),
         floor=float(np.mean(floors)) if len(texts) == 1 else None,
     )

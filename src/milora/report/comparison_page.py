@@ -52,11 +52,12 @@ def write_results(grid: Grid, results: Results) -> Path:
     tables = (format_arms(results, comparison, "github"), format_tests(results, "github"))
     write_text(folder / "table.md", "\n\n".join((*tables, *cannot)) + "\n")
     write_text(folder / "table.tex", format_arms(results, comparison, "latex_booktabs") + "\n")
-    finished = [cell for cell in grid.needed() if cell.is_finished]
+    needed = grid.needed()
+    finished = [cell for cell in needed if cell.is_finished]
     base = next((target_of_run(cell.run).base for cell in finished if cell.scores_base), None)
     for cell in finished:
         write_report(cell.run, base)
-    pages = _Pages(folder, finished)
+    pages = _Pages(folder, needed, finished)
     charts = draw_positions(grid, results, pages.of) | _draw(results, pages.of)
     for name, chart in charts.items():
         write_text(folder / f"{name}.svg", chart.to_file())
@@ -75,7 +76,7 @@ def write_results(grid: Grid, results: Results) -> Path:
         pairs={task: count_pairs(found) for task, found in readings.items()},
         charts=list(charts.values()),
         points=tabulate_points(results, comparison),
-        runs=[pages.list(grid, name, rate) for name in comparison.arms for rate in comparison.rates(name)],
+        runs=[pages.list(name, rate) for name in comparison.arms for rate in comparison.rates(name)],
         readings=collect(list(readings.values())),
         plan=OmegaConf.to_yaml(OmegaConf.create(plan)),
         environment=finished[0].run.read(Environment),
@@ -86,9 +87,10 @@ def write_results(grid: Grid, results: Results) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Pages:
-    """The finished runs, and where their pages are from `folder`."""
+    """The runs that are needed, those that are finished, and where their pages are from `folder`."""
 
     folder: Path
+    needed: list[Cell]
     finished: list[Cell]
 
     def first(self, arm: str, rate: float) -> Cell:
@@ -98,9 +100,9 @@ class _Pages:
     def of(self, arm: str, rate: float) -> str:
         return self._address(self.first(arm, rate))
 
-    def list(self, grid: Grid, arm: str, rate: float) -> list[tuple[int, str | None]]:
+    def list(self, arm: str, rate: float) -> list[tuple[int, str | None]]:
         """Return the seeds of a point, and the address of each run's page; None for a run that is not finished."""
-        cells = [cell for cell in grid.needed() if (cell.arm, cell.learning_rate) == (arm, rate)]
+        cells = [cell for cell in self.needed if (cell.arm, cell.learning_rate) == (arm, rate)]
         return [(cell.seed, self._address(cell) if cell in self.finished else None) for cell in cells]
 
     def _address(self, cell: Cell) -> str:
