@@ -92,6 +92,20 @@ def finish_cell(run: RunDirectory) -> None:
     run.write(CellRecord(3.0))
 
 
+def make_cell(
+    cell: Cell, grades: Sequence[float], *, loss: float = 1.0, forgetting: float | None = None, asked: str = "item"
+) -> None:
+    """Make the run of a cell, trained and scored, and the scores of the base where the cell has them."""
+    run = make_run(cell.run, held_out_loss=(2.0, loss))
+    make_scores(run, grades, asked=asked)
+    if cell.scores_base:
+        make_scores(run, [0] * len(grades), base=True)
+    if forgetting is not None:
+        make_forgetting(run, forgetting)
+        make_forgetting(run, 0.5, base=True)
+    finish_cell(run)
+
+
 def diverge(run: RunDirectory, step: int, learning_rate: float) -> None:
     run.write(ENVIRONMENT)
     create_run(run)
@@ -110,12 +124,6 @@ def finish(
     for cell in grid.cells:
         found = grades(cell) if callable(grades) else grades.get(cell.arm)
         if found is not None:
-            run = make_run(cell.run, held_out_loss=(2.0, loss))
-            make_scores(run, found, asked=asked if isinstance(asked, str) else asked[cell.arm])
-            if cell.scores_base:
-                make_scores(run, [0] * len(found), base=True)
-            if forgetting:
-                make_forgetting(run, forgetting[cell.arm])
-                make_forgetting(run, 0.5, base=True)
-            finish_cell(run)
+            text = asked if isinstance(asked, str) else asked[cell.arm]
+            make_cell(cell, found, loss=loss, forgetting=forgetting[cell.arm] if forgetting else None, asked=text)
     return collect_results(grid)

@@ -8,7 +8,7 @@ from milora.comparison.grid import plan_grid
 from milora.comparison.plan import load_comparison
 from milora.comparison.results import collect_results
 from milora.report.position_figures import draw_positions, find_positions
-from tests.made_runs import finish_cell, make_forgetting, make_run, make_scores
+from tests.made_runs import make_cell
 
 ARMS = {"LoRA": "adapter.method=lora", "minor": "adapter.components=minor", "0.3": "adapter.components=0.3",
         "random": "adapter.components=random", "principal": "adapter.components=principal"}  # fmt: skip
@@ -20,13 +20,7 @@ def _grid(tmp_path, arms):
     (tmp_path / "sweep.yaml").write_text(json.dumps(plan))
     grid = plan_grid(load_comparison(str(tmp_path / "sweep.yaml")), tmp_path / "runs")
     for number, cell in enumerate(grid.cells):
-        run = make_run(cell.run, held_out_loss=(2.0, 1.0))
-        make_scores(run, [1, 0, 1, int(number > 1)])
-        make_forgetting(run, 1.0 + number)
-        if cell.scores_base:
-            make_scores(run, [0] * 4, base=True)
-            make_forgetting(run, 0.5, base=True)
-        finish_cell(run)
+        make_cell(cell, [1, 0, 1, int(number > 1)], forgetting=1.0 + number)
     return grid, collect_results(grid)
 
 

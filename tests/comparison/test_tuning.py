@@ -8,7 +8,7 @@ from milora.comparison.grid import describe_cells, describe_cost, plan_grid
 from milora.comparison.plan import load_comparison
 from milora.comparison.results import collect_results
 from milora.report.comparison_page import write_results
-from tests.made_runs import diverge, finish_cell, make_run, make_scores
+from tests.made_runs import diverge, make_cell
 
 PLAN = {
     "name": "made",
@@ -27,11 +27,7 @@ def grid(tmp_path):
 
 
 def train(cell, loss):
-    run = make_run(cell.run, held_out_loss=(2.0, loss))
-    make_scores(run, [0, 1])
-    if cell.scores_base:
-        make_scores(run, [0, 0], base=True)
-    finish_cell(run)
+    make_cell(cell, [0, 1], loss=loss)
 
 
 def tune(grid, losses):
