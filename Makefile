@@ -33,7 +33,7 @@ test-latest:  ## the seams and the fast tests on the newest releases of the libr
 	.venv-latest/bin/pip install --quiet --upgrade $(SEAMS)
 	.venv-latest/bin/pip freeze | grep --ignore-case --extended-regexp '^(peft|trl|transformers|lm.eval)=='
 	.venv-latest/bin/pytest tests/test_seams.py
-	.venv-latest/bin/pytest $(WORKERS) -m "not slow"
+	$(MAKE) VENV=.venv-latest fast
 
 docs: $(VENV)/docs  ## the documentation, in site/
 	$(BIN)/python docs/generate.py

@@ -193,11 +193,9 @@ def main() -> None:
     for title, medians in results.items():
         print_table(f"{title}, {options.dtype}", medians)
     if options.out:
-        write_json(
-            options.out,
-            {"environment": asdict(describe_environment()), "rank": options.rank, "dtype": options.dtype}
-            | {"medians": results},
-        )
+        environment = asdict(describe_environment())
+        content = {"environment": environment, "rank": options.rank, "dtype": options.dtype, "medians": results}
+        write_json(options.out, content)
 
 
 if __name__ == "__main__":
