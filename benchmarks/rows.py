@@ -14,6 +14,7 @@ from pathlib import Path
 
 from milora.method.files import write_json
 from milora.models.base import load_tokenizer
+from milora.run.allocator import keep_large_blocks
 from milora.run.environment import describe_environment
 from milora.run.recipe import Recipe, load_recipe
 from milora.training.rows import prepare_rows
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=395_000)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    keep_large_blocks()  # as the command line does
     with tempfile.TemporaryDirectory() as temporary:
         file, cache = Path(temporary) / "rows.jsonl", Path(temporary) / "cache"
         write_rows(options.gsm8k, file, options.rows)

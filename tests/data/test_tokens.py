@@ -2,6 +2,7 @@
 
 import datasets
 import pytest
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from milora import MiloraError
 from milora.data import tokens
@@ -106,6 +107,29 @@ def test_a_text_is_its_prompt_and_then_its_answer_each_tokenized_alone(tokenizer
         answer = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert encoded.ids == [*prompt, *answer, tokenizer.eos_token_id]
         assert encoded.trained == [False] * len(prompt) + [True] * (len(answer) + 1)
+
+
+class Lowering(PreTrainedTokenizerFast):
+    """A tokenizer that does more than the backend below it."""
+
+    def _encode_plus(self, text, *args, **options):
+        lowered = text.lower() if isinstance(text, str) else [each.lower() for each in text]
+        return super()._encode_plus(lowered, *args, **options)
+
+
+def test_a_tokenizer_that_does_more_than_its_backend_keeps_its_own_tokens(tokenizer):
+    own = Lowering(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
+    rows = [ROW, Conversation.of_turn("WHAT?", "NOTHING")]
+    for found, row in zip(TEMPLATES["plain"].encode_all(own, rows), rows, strict=True):
+        lowered = Conversation.of_turn(row.question.lower(), row.answer.lower())
+        text = TEMPLATES["plain"].render(lowered.prompt).lower()
+        assert tokenizer.decode(found.ids) == f"{text} {lowered.answer}{tokenizer.eos_token}"
+
+
+def test_a_tokenizer_without_a_backend_encodes_as_it_does_alone():
+    slow, row = ByT5Tokenizer(), Conversation.of_turn("é?", "ü")
+    found = TEMPLATES["plain"].encode(slow, row)
+    assert not slow.is_fast and slow.decode(found.ids) == f"Question: é?\nAnswer: ü{slow.eos_token}"
 
 
 @pytest.mark.slow

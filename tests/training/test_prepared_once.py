@@ -1,5 +1,6 @@
 """Rows are prepared once: runs with the same rows, template and tokenizer read what the first one wrote."""
 
+import gc
 import json
 import shutil
 
@@ -49,6 +50,13 @@ def test_the_second_time_they_are_read(prepare, tmp_path):
     assert first and not second and content(found) == content(again)
     shutil.copy(tmp_path / "rows.jsonl", tmp_path / "elsewhere.jsonl")
     assert not prepare(file="elsewhere.jsonl")[0], "the content counts, not its path"
+
+
+def test_garbage_collection_is_as_before(prepare, tmp_path):
+    prepare()
+    with pytest.raises(MiloraError):
+        prepare("data.validation_rows=9")
+    assert gc.isenabled() and gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize(

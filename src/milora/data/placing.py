@@ -35,7 +35,9 @@ def place_pictures(conversation: Conversation, row: Mapping[str, Any]) -> Conver
         BadRowError: the columns name more or fewer pictures than the messages have places, or one is not the user's.
     """
     paths, messages = _list(row), conversation.messages
-    if paths and not conversation.images:
+    if not paths and not conversation.images:
+        return conversation
+    if not conversation.images:
         users = [message for message in messages if message.role == "user"]
         is_marked = any(MARK in message.words for message in messages)
         messages = tuple(

@@ -1,6 +1,8 @@
 """A recipe → its rows as token ids and labels, prepared once: runs with the same rows and tokenizer share them."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -76,15 +78,29 @@ def prepare_rows(
     kept = _read(entry, name, describe_pictures)
     if kept is not None:
         return kept
-    found = load_training_rows(recipe.data, partial(count_tokens, template=template, tokenizer=tokenizer))
-    if cache is None and len(found.train) < KEPT_FROM:
-        return _tokenize(recipe, found, name, template, tokenizer)
-    with holding(entry):
-        kept = _read(entry, name, describe_pictures)  # another process may have written it while this one waited
-        if kept is None:
-            kept = _tokenize(recipe, found, name, template, tokenizer)
-            _write(entry, kept, describe_pictures)
+    with _collecting_new_objects():
+        found = load_training_rows(recipe.data, partial(count_tokens, template=template, tokenizer=tokenizer))
+        if cache is None and len(found.train) < KEPT_FROM:
+            return _tokenize(recipe, found, name, template, tokenizer)
+        with holding(entry):
+            kept = _read(entry, name, describe_pictures)  # another process may have written it while this one waited
+            if kept is None:
+                kept = _tokenize(recipe, found, name, template, tokenizer)
+                _write(entry, kept, describe_pictures)
     return kept
+
+
+@contextmanager
+def _collecting_new_objects() -> Iterator[None]:
+    """Let garbage collection pass over what exists: a row in Python is a dozen objects, so that it runs all the time.
+
+    Each full collection would visit the half a million objects of torch's and transformers' modules.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def check_embedded(rows: datasets.Dataset, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
