@@ -1,6 +1,6 @@
 """Training speed and memory on one GPU: MiLoRA and LoRA through ours, LoRA through TRL, on the shapes of known models.
 
-    python benchmarks/training_gpu.py [--models llama3-8b llama2-7b] [--ranks 16 64] [--out FILE] [--profile FILE]
+    python benchmarks/training_gpu.py [--models llama3-8b llama2-7b] [--ranks 16 64] [--liger] [--out FILE]
 
 The weights are random, as are the tokens: neither changes the time of a product. Documents have 64 to 2048 tokens, all
 of them trained, and a pass has at most 4096 of them. The adapter is on all linear layers, in float32 over a bfloat16
@@ -33,6 +33,7 @@ from trl import SFTConfig, SFTTrainer
 
 import milora
 from milora.method.files import write_json
+from milora.models.kernels import use_liger
 from milora.run.environment import describe_environment
 from milora.run.records import TokenReport
 from milora.training.attention import choose_layout
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["llama3-8b", "llama2-7b"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[16, 64])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--liger", action="store_true", help="with Liger's kernels, for every contender")
     parser.add_argument("--steps", type=int, default=3, help="the steps that are counted")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -187,6 +189,8 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     for name in options.models:
         base = make_model(name)
+        if options.liger:
+            use_liger(base)
         for rank in options.ranks:
             found: dict[str, list[dict[str, Any]]] = {contender: [] for contender in options.contenders}
             for contender in options.contenders * options.rounds:
@@ -194,7 +198,10 @@ def main() -> None:
                 print(f"{name}, r = {rank}, {contender}: {json.dumps(found[contender][-1])}", flush=True)
                 results[f"{name}, r = {rank}"] = {each: _median(rounds) for each, rounds in found.items() if rounds}
                 if options.out:  # after each: the time on a machine may end
-                    write_json(options.out, {"environment": asdict(describe_environment()), "medians": results})
+                    write_json(
+                        options.out,
+                        {"environment": asdict(describe_environment()), "liger": options.liger, "medians": results},
+                    )
         del base
 
 

@@ -52,7 +52,7 @@ def identify(recipe: Recipe, data_files: Sequence[Sequence[Path]], first: Identi
 
 def _without_effect(recipe: Recipe) -> list[str]:
     """The keys of `training` that change no weight, or only rounding."""
-    keys = ["activation_checkpointing", "activation_offloading", "log_steps", "report_to"]
+    keys = ["activation_checkpointing", "activation_offloading", "liger_kernels", "log_steps", "report_to"]
     if recipe.training.keep == "last":
         keys.append("save_steps")  # the best step is chosen among the saved ones
         # Dropout draws its masks per pass, LoRA-GA adds the gradients of passes, and the best step is that of the

@@ -214,6 +214,8 @@ class TrainingSection(Section):
     """Keep activations in the CPU's memory between the passes; needs an accelerator."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a fifth more time."""
+    liger_kernels: bool = False
+    """Compute normalization, rotary embeddings, and MLPs with Liger's kernels; needs a GPU and `liger-kernel`."""
     save_steps: Positive = 100
     """Steps between checkpoints; with `keep=best`, also between measurements of the held-out loss."""
     keep: Literal["last", "best"] = "last"

@@ -18,6 +18,7 @@ from milora.method.loading import load_milora
 from milora.method.options import Layout
 from milora.method.variant.config import lora_config
 from milora.models.base import added_ids, load_model, load_skeleton, load_tokenizer, unwrap
+from milora.models.kernels import check_liger, use_liger
 from milora.models.methods import Course, add_adapter
 from milora.models.projector import (
     find_projector,
@@ -99,6 +100,8 @@ def prepare(run: RunDirectory, inputs: Inputs, cache: Path | None = None, aligne
         set_seed(recipe.seed)
         # Full fine-tuning keeps its weights in float32: in bfloat16 most of its small steps would round away.
         base = load_model(recipe.model.model_copy(update={"dtype": "float32"}) if is_full else recipe.model)
+        if recipe.training.liger_kernels:
+            use_liger(base)
     if aligned is not None:
         load_aligned(base, aligned)
     planned = count_steps(recipe, len(rows.train))
@@ -207,6 +210,8 @@ def check_launch(recipe: Recipe) -> None:
             "training.activation_offloading moves activations from an accelerator, and there is no accelerator",
             "leave it out, or set training.activation_checkpointing=true",
         )
+    if recipe.training.liger_kernels:
+        check_liger()
     if launcher == "fsdp1":
         raise MiloraError(
             "FSDP's first version is not supported", "set fsdp_version: 2, as `milora launcher fsdp2` does"
