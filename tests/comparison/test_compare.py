@@ -163,7 +163,7 @@ REFUSED = [
     ("seeds: [0, 0]", "names something twice"),
     ("learning_rates: [-1]", "learning_rates.0: "),
     ("overrides: [seed=3]", "rates and seeds belong in"),
-    ("tuning_seeds: 2", "tuning_seeds=2 is more than the 1 seeds"),
+    ("tuning_seeds: 2", "tuning_seeds=2 is more than the number of seeds, 1"),
     ("tuning_seeds: 0", "tuning_seeds: "),
     ("arm_learning_rates: {DoRA: [1e-4]}", "DoRA is not an arm"),
     ("overrides: [data.validation_rows=0]", "chosen on held-out rows"),

@@ -56,7 +56,7 @@ class Comparison(Section):
             if len(set(values)) < len(values):
                 raise ValueError(f"{values} names something twice")
         if self.tuning_seeds is not None and self.tuning_seeds > len(self.seeds):
-            raise ValueError(f"tuning_seeds={self.tuning_seeds} is more than the {len(self.seeds)} seeds")
+            raise ValueError(f"tuning_seeds={self.tuning_seeds} is more than the number of seeds, {len(self.seeds)}")
         return self
 
 

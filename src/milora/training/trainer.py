@@ -100,7 +100,7 @@ class RecipeTrainer(SFTTrainer):
         rows = cast(Any, self.train_dataset)
         if PICTURES not in rows.column_names:
             return super()._get_train_sampler(train_dataset)
-        has_pictures = [bool(paths) for paths in rows[PICTURES]]
+        has_pictures = [bool(paths) for paths in rows[PICTURES][:]]
         return ModalitySampler(
             has_pictures, self.args.per_device_train_batch_size * self.args.world_size, self.args.seed
         )
