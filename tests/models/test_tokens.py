@@ -117,3 +117,12 @@ def test_a_run_trains_added_tokens_and_whole_modules(small_recipe, call, tmp_pat
     changed = (rows != known).any(1).nonzero().flatten().tolist()
     assert changed == sorted(added_ids(run.recipe.model, load_tokenizer(run.recipe.model)))
     assert not torch.equal(merged.model.norm.weight, base.model.norm.weight)
+
+
+def test_the_tokenizer_beside_mistral_commons_is_loaded(alter, small_model):
+    """transformers prefers mistral-common's where that is installed, as it is beside vLLM."""
+    data = Path(pytest.importorskip("mistral_common").__file__).parent / "data"
+    section = alter({"model_type": "mistral", "architectures": ["MistralForCausalLM"]})
+    shutil.copy(data / "tekken_240911.json", Path(section.name) / "tekken.json")
+    tokenizer = load_tokenizer(section)
+    assert tokenizer.get_vocab() == load_tokenizer(ModelSection(name=str(small_model))).get_vocab()

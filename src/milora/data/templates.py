@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from milora.data.conversation import Conversation, Message
 from milora.data.processor import Pictures
@@ -106,7 +106,7 @@ def _encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> lis
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
     """The texts as tokens; they have no control tokens of their own: one in a row is ordinary text."""
     options = {"add_special_tokens": add_special_tokens, "split_special_tokens": True}
-    if tokenizer.is_fast:
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
         # Without the tokens' places in the text its backend takes three quarters of the time. The first text sets the
         # backend up, and shows whether the tokenizer does something of its own.
         first: list[int] = tokenizer(texts[0], **options)["input_ids"]

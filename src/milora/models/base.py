@@ -125,8 +125,10 @@ def load_tokenizer(section: ModelSection, adapter: Path | None = None) -> PreTra
     """
     name, revision = (str(adapter), None) if adapter else (resolve_model(section.name), section.revision)
     with loading(str(adapter or section.name)):
+        # mistral-common's tokenizer, which transformers prefers where it is installed, has neither chat templates in
+        # Jinja nor a way to read control tokens as text.
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=section.trust_remote_code
+            name, revision=revision, trust_remote_code=section.trust_remote_code, mistral_format=False
         )
     tokenizer.add_tokens(list(section.added_tokens))  # not as special ones, which the text of a row cannot contain
     if tokenizer.eos_token is None:
