@@ -93,6 +93,7 @@ SIGNATURES = [
     ("trl", "SFTTrainer.save_model", "self output_dir _internal_call", TRAINER),
     ("trl.chat_template_utils", "get_training_chat_template", "processing_class tokenizer", "data/turns.py"),
     ("transformers.integrations.deepspeed", "unset_hf_deepspeed_config", "", TRAINER),
+    ("transformers.integrations.liger", "apply_liger_kernel", "model kernel_config", "models/kernels.py"),
     ("transformers", "Cache.batch_repeat_interleave", "self repeats", GENERATOR),
     ("transformers", "Cache.batch_select_indices", "self indices", GENERATOR),
     ("transformers", "ProcessorMixin.get_attributes", "", VISION),
