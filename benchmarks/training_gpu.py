@@ -1,6 +1,7 @@
 """Training speed and memory on one GPU: MiLoRA and LoRA through ours, LoRA through TRL, on the shapes of known models.
 
-    python benchmarks/training_gpu.py [--models llama3-8b llama2-7b] [--ranks 16 64] [--liger] [--out FILE]
+    python benchmarks/training_gpu.py [--models llama3-8b llama2-7b] [--ranks 16 64] [--liger]
+        [--out FILE] [--profile FILE]
 
 The weights are random, as are the tokens: neither changes the time of a product. Documents have 64 to 2048 tokens, all
 of them trained, and a pass has at most 4096 of them. The adapter is on all linear layers, in float32 over a bfloat16

@@ -1,20 +1,17 @@
 """Liger's kernels: refused where they cannot run, and the same losses and gradients where they can."""
 
-import importlib.util
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils.import_utils import is_liger_kernel_available
 
 import milora
 from milora import MiloraError
 from milora.models.kernels import check_liger, use_liger
+from tests.architectures import ARCHITECTURES
 
-can_run = torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
+can_run = torch.cuda.is_available() and is_liger_kernel_available()
 needs_liger = pytest.mark.skipif(not can_run, reason="needs a GPU and liger-kernel")
-SMALL = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
@@ -25,7 +22,7 @@ def test_refused_without_a_gpu(small_recipe, call, tmp_path, command, expected):
     assert "Liger's kernels run on a GPU, and there is none\nhint: leave it out" in err
 
 
-@pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is not None, reason="liger-kernel is installed")
+@pytest.mark.skipif(is_liger_kernel_available(), reason="liger-kernel is installed")
 def test_refused_without_the_package(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     with pytest.raises(MiloraError, match=r"needs the package liger-kernel \(pip install liger-kernel\)"):
@@ -33,18 +30,16 @@ def test_refused_without_the_package(monkeypatch):
 
 
 @needs_liger
-@pytest.mark.parametrize("kind", [LlamaForCausalLM, Qwen2ForCausalLM])
-def test_losses_and_gradients_are_those_without_kernels(kind):
-    torch.manual_seed(0)
-    config = {LlamaForCausalLM: LlamaConfig, Qwen2ForCausalLM: Qwen2Config}[kind](**SMALL, **HEADS)
-    base = kind(config).cuda()
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral"])
+def test_losses_and_gradients_are_those_without_kernels(name):
+    base = ARCHITECTURES[name].build().cuda()
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     milora.initialize_lora_milora_weights(model)
-    tokens = torch.randint(64, (2, 12), device="cuda")
+    batch = {key: part.cuda() for key, part in ARCHITECTURES[name].batch().items()}
 
     def measure():
         model.zero_grad()
-        loss = model(input_ids=tokens, labels=tokens).loss
+        loss = model(**batch).loss
         loss.backward()
         return loss.detach(), [part.grad.clone() for part in model.parameters() if part.grad is not None]
 
@@ -56,4 +51,4 @@ def test_losses_and_gradients_are_those_without_kernels(kind):
 @needs_liger
 def test_an_architecture_without_kernels_is_refused():
     with pytest.raises(MiloraError, match="no kernels for the architecture gpt2"):
-        use_liger(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64)).cuda())
+        use_liger(ARCHITECTURES["gpt2"].build().cuda())

@@ -52,7 +52,7 @@ def test_the_second_time_they_are_read(prepare, tmp_path):
     assert not prepare(file="elsewhere.jsonl")[0], "the content counts, not its path"
 
 
-def test_garbage_collection_is_as_before(prepare, tmp_path):
+def test_garbage_collection_is_as_before(prepare):
     prepare()
     with pytest.raises(MiloraError):
         prepare("data.validation_rows=9")

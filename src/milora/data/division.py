@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-ENCODER = json.JSONEncoder(sort_keys=True)  # made once: json.dumps with an option makes one for every call
+ENCODER = json.JSONEncoder(sort_keys=True)  # json.dumps with an option builds one for every call
 
 
 def digest_text(messages: Any, seed: int) -> bytes:

@@ -91,7 +91,7 @@ class TextTemplate:
         prompts = _encode_prompts(tokenizer, [self.render(row.prompt) for row in conversations])
         texts = [self.answer_prefix + row.answer if row.prompt else row.answer for row in conversations]
         answers = _encode(tokenizer, texts, add_special_tokens=False)
-        end = tokenizer.eos_token_id  # looked up once: it is searched for every time
+        end = tokenizer.eos_token_id  # not for each row: every access looks the token up
         return [
             Encoded([*prompt, *answer, end], [False] * len(prompt) + [True] * (len(answer) + 1))
             for prompt, answer in zip(prompts, answers, strict=True)

@@ -106,13 +106,13 @@ def _conversations(batch: pyarrow.Table) -> list[Conversation]:
 def _map(
     rows: datasets.Dataset, function: Callable[[pyarrow.Table], dict[str, Any]], features: dict[str, Any]
 ) -> datasets.Dataset:
-    schema = datasets.Features(features).arrow_schema
+    columns = datasets.Features(features)
     mapped = rows.with_format("arrow").map(
-        lambda batch: pyarrow.table(function(batch), schema=schema),
+        lambda batch: pyarrow.table(function(batch), schema=columns.arrow_schema),
         batched=True,
         num_proc=os.cpu_count() if len(rows) >= FORKED_FROM else None,
         remove_columns=rows.column_names,
-        features=datasets.Features(features),
+        features=columns,
         load_from_cache_file=False,
     )
     return mapped.with_format(None)

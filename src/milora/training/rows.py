@@ -92,9 +92,10 @@ def prepare_rows(
 
 @contextmanager
 def _collecting_new_objects() -> Iterator[None]:
-    """Let garbage collection pass over what exists: a row in Python is a dozen objects, so that it runs all the time.
+    """Keep garbage collection away from the objects that exist already.
 
-    Each full collection would visit the half a million objects of torch's and transformers' modules.
+    A row is a dozen Python objects, so collections are frequent, and each full one would visit the half a million
+    objects of torch's and transformers' modules.
     """
     gc.freeze()
     try:
